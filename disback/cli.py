@@ -72,7 +72,7 @@ def train(run,       # a `Run`
           folder,    # its `RunFolder`
           desc='',   # label of the progress bar
           every=10,  # steps between two lines of metrics
-          save=200,  # steps between two checkpoints
+          save=None, # steps between two checkpoints; None: a twentieth of the run
           measure=None, # `(step, record) -> dict` to be added to a line, or None
          ):          # seconds that the stage took, over all resumptions
     "Drive a run in its folder: progress bar, metrics, checkpoints, resume."
@@ -83,7 +83,7 @@ def train(run,       # a `Run`
     with whole(folder/'metrics.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in rows))
     before = rows[-1]['seconds'] if rows else 0.
     with open(folder/'metrics.jsonl', 'a') as file:
-        for step, rec in drive(run, checkpoint, save, desc):
+        for step, rec in drive(run, checkpoint, save or max(1, run.n_steps // 20), desc):
             row = {k: round(float(v), 6) for k, v in rec._asdict().items() if k != 'step'} if step % every == 0 or step == run.n_steps else {}
             if measure: row |= measure(step, rec)
             if row: file.write(json.dumps({'step': step, **row, 'seconds': round(before + time.monotonic() - start, 2)}) + '\n'); file.flush()
@@ -158,9 +158,9 @@ def table(rows): # dict of dicts
 # %% ../nbs/41_cli.ipynb #1f5957d5
 SETTINGS = dict(
     points=dict(pretrain=dict(n_steps=3000, batch=256, lr=1e-3), degrade=dict(n_steps=200, batch=128, lr=1e-3),
-                backtrack=dict(n_steps=1000, batch=128, lr=2e-4, fake_lr=1e-3, ratio=3)),
-    images=dict(pretrain=dict(n_steps=2000, batch=128, lr=1e-3), degrade=dict(n_steps=100, batch=128, lr=3e-4),
-                backtrack=dict(n_steps=500, batch=128, lr=1e-4, fake_lr=5e-4, ratio=1)))
+                backtrack=dict(n_steps=2000, batch=256, lr=5e-4, fake_lr=2e-3, ratio=1)),
+    images=dict(pretrain=dict(n_steps=1500, batch=128, lr=1e-3), degrade=dict(n_steps=100, batch=128, lr=3e-4),
+                backtrack=dict(n_steps=500, batch=128, lr=2e-4, fake_lr=5e-4, ratio=1)))
 
 def settings(shape, # shape of one sample
              stage, # 'pretrain', 'degrade' or 'backtrack'
@@ -176,7 +176,7 @@ def positive(**values):
 # %% ../nbs/41_cli.ipynb #b2687933
 def pretrain(out: Path,                     # run folder to write
              data: str = 'digits',          # ring, grid, two_moons, checkerboard, spiral, pinwheel, digits, or a folder of images
-             n_steps: Optional[int] = None, # optimiser steps (points 3000, images 2000)
+             n_steps: Optional[int] = None, # optimiser steps (points 3000, images 1500)
              batch: Optional[int] = None,   # samples a step (points 256, images 128)
              lr: Optional[float] = None,    # learning rate at the start (1e-3)
              size: Optional[int] = None,    # for a folder: side in pixels that images are resized to
@@ -214,7 +214,6 @@ def degrade(out: Path,                        # run folder to write
             resume: bool = False,             # go on with the run in `out`
            ):
     "Stage 1: record the degradation path from the teacher to the untrained student."
-    import torch
     from disback.degradation import Degradation, EqualDrift, Every
     from disback.networks import OneStep
     positive(every=every, n_steps=n_steps, batch=batch, lr=lr)
@@ -238,11 +237,11 @@ def backtrack(out: Path,                        # run folder to write
               arm: Literal['disback', 'diff-instruct', 'warm-start'] = 'disback', # walk the whole path; target the teacher alone; or that with the fake score from the path's far end
               loss: Literal['diff_instruct', 'dmd', 'sid'] = 'diff_instruct', # how the student follows its target
               itinerary: Literal['adaptive', 'proportional'] = 'adaptive', # when to move on to the next target
-              n_steps: Optional[int] = None,    # steps of the student (points 1000, images 500)
-              batch: Optional[int] = None,      # samples a step (128)
-              lr: Optional[float] = None,       # learning rate of the student
-              fake_lr: Optional[float] = None,  # learning rate of the fake score
-              ratio: Optional[int] = None,      # steps of the fake score to one of the student
+              n_steps: Optional[int] = None,    # steps of the student (points 2000, images 500)
+              batch: Optional[int] = None,      # samples a step (points 256, images 128)
+              lr: Optional[float] = None,       # learning rate of the student (points 5e-4, images 2e-4)
+              fake_lr: Optional[float] = None,  # learning rate of the fake score (points 2e-3, images 5e-4)
+              ratio: Optional[int] = None,      # steps of the fake score to one of the student (1)
               seed: int = 0,                    # of samples and noise
               resume: bool = False,             # go on with the run in `out`
              ):
@@ -341,9 +340,9 @@ def path_figure(folder, path, student, extra):
 def demo(out: Path = Path('runs/demo'),         # folder to write
          data: str = 'digits',                  # ring, grid, two_moons, checkerboard, spiral, pinwheel, digits, or a folder of images
          compare: bool = False,                 # add Diff-Instruct and the warm start at equal compute
-         pretrain_steps: Optional[int] = None,  # steps of the teacher (points 3000, images 2000)
+         pretrain_steps: Optional[int] = None,  # steps of the teacher (points 3000, images 1500)
          degrade_steps: Optional[int] = None,   # steps of stage 1 (points 200, images 100)
-         steps: Optional[int] = None,           # steps of stage 2 (points 1000, images 500)
+         steps: Optional[int] = None,           # steps of stage 2 (points 2000, images 500)
          size: Optional[int] = None,            # for a folder of images: side in pixels that they are resized to
          seed: int = 0,                         # of everything
          resume: bool = False,                  # go on with the demo in `out`

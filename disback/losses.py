@@ -7,7 +7,6 @@ __all__ = ['sid', 'LOSSES', 'follow', 'diff_instruct', 'dmd', 'SiD', 'get_loss']
 
 # %% ../nbs/23_losses.ipynb #25cd78d4
 from dataclasses import dataclass
-import torch
 from .diffusion import expand
 
 # %% ../nbs/23_losses.ipynb #ffbb387e

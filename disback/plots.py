@@ -42,7 +42,7 @@ def show_points(x,              # samples `(n, 2)`
                 size=2.):       # of a point
     "Scatter points in the plane."
     ax = new_axes(ax)
-    ax.scatter(*x[:most].detach().cpu().T, s=size, color=color, linewidths=0, alpha=.7)
+    ax.scatter(*x[:most].detach().cpu().T.numpy(), s=size, color=color, linewidths=0, alpha=.7)
     ax.set_aspect('equal')
     if limits: ax.set(xlim=limits, ylim=limits)
     if title: ax.set_title(title, fontsize=9)
@@ -69,7 +69,7 @@ def show_images(x,            # images `(n, C, H, W)` in [-1, 1]
                ):
     "Show images as one grid."
     ax, grid = new_axes(ax), image_grid(x, columns)
-    ax.imshow(grid.squeeze(-1), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
+    ax.imshow(grid.squeeze(-1).numpy(), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
     ax.set_axis_off()
     if title: ax.set_title(title, fontsize=9)
     return ax
@@ -117,10 +117,10 @@ def show_curve(x, y,       # `(n,)` each
                **axis,     # e.g. `xlabel='step', ylabel='loss', yscale='log'`
               ):
     "Draw one curve."
-    ax = new_axes(ax, (5, 2.6))
+    ax, x, y = new_axes(ax, (5, 2.6)), torch.as_tensor(x).cpu().numpy(), torch.as_tensor(y).cpu().numpy()
     if smooth > 1:
         ax.plot(x, y, color=color, alpha=.25, lw=.6)
-        y = running_mean(y, smooth)
+        y = running_mean(y, smooth).numpy()
     ax.plot(x, y, color=color, label=label, lw=1.4)
     ax.set(**axis)
     return ax

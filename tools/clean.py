@@ -3,10 +3,10 @@
     python tools/clean.py [--check] [notebook or folder ...]          # default: all of nbs/
 
 Does what nbdev_clean does (counters, cell metadata), and also: widget state, widget views and progress bars go, pieces of
-one stream are joined, the random ids of matplotlib's animations become stable ones, warnings lose the path of
-the kernel's temporary file, cells without an id get one that
-depends on their text alone, and the file is written as notebook format 4.5 by nbformat. What no cleaning can mend is refused:
-an error kept as an output, or a path of the machine it ran on. `--check` changes nothing and says what would change."""
+one stream are joined, the random ids of matplotlib's animations become stable ones, warnings lose the path of the kernel's
+temporary file, cells without an id get one that depends on their text alone, and nbformat writes the file as format 4.5.
+What no cleaning can mend is refused: an error kept as an output, or a path of the machine it ran on.
+`--check` changes nothing and says what would change."""
 import argparse
 import hashlib
 import json
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:root|home|tmp|work|Users)/[^\s'\"]*")
 PROGRESS_BAR = re.compile(r"\d+%\||\d+(?:\.\d+)?\s?(?:it/s|s/it)\b")
-WARNING_PLACE = re.compile(r"^\S*/ipykernel_\d+/\d+\.py:\d+: (?=\w+:)", re.M)  # a cell has no file; its number changes with each run
+WARNING_PLACE = re.compile(r"^\S*/ipykernel_\d+/\d+\.py:\d+: (?=\w+:)", re.M)  # its numbers differ in each run
 ANIMATION_ID = re.compile(r"_anim_img([0-9a-f]{32})")
 
 

@@ -95,7 +95,7 @@ async def run_cells(client, cells):
 
 
 def execute(path, flags=(), timeout=1800):
-    """Execute the notebook at `path`, its flagged cells too where `flags` names their flag, and write it."""
+    """Execute the notebook at `path`, its flagged cells too where `flags` names their flag, and write it; return what it keeps of stderr."""
     nb = read(path)
     always, flagged = sort_cells(nb)
     forced = {c.id for c in flagged if flags_of(c) <= set(flags)}
@@ -113,6 +113,7 @@ def execute(path, flags=(), timeout=1800):
     clean(nb)
     if refused := refusals(nb): raise RuntimeError("it ran, but is not kept: " + "; ".join(refused) + ".")
     path.write_text(as_text(nb), encoding="utf-8")
+    return [(i, o.text) for i, c in enumerate(nb.cells) for o in c.get("outputs", []) if o.get("name") == "stderr"]
 
 
 def main():
@@ -131,9 +132,12 @@ def main():
             continue
         if args.stale and not why: continue
         start = monotonic()
-        try: execute(path, args.flags.split(), args.timeout)
-        except RuntimeError as error: failed.append(f"{name(path)}: {error}")
-        else: print(f"executed {name(path)} in {monotonic() - start:.0f} s", flush=True)
+        try: complaints = execute(path, args.flags.split(), args.timeout)
+        except RuntimeError as error:
+            failed.append(f"{name(path)}: {error}")
+            continue
+        print(f"executed {name(path)} in {monotonic() - start:.0f} s", flush=True)
+        for i, text in complaints: print(f"  cell {i} keeps what was written to stderr: {text.strip().splitlines()[0]}")
     if failed: sys.exit("\n".join(failed))
 
 

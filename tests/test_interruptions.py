@@ -1,0 +1,80 @@
+"""Runs that are killed, interrupted or out of space, as processes of their own: they resume to the same bits and lose nothing."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ENV = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "DISBACK_PROGRESS": "0"}
+QUICK = ["demo", "--data", "ring", "--pretrain-steps", "60", "--degrade-steps", "40", "--steps", "60"]
+WEIGHTS = ["teacher/teacher.safetensors", "path/path.json", "student/student.safetensors"]
+
+
+def start(*args):
+    command = [sys.executable, "-c", "from disback.cli import main; main()", *map(str, args)]
+    return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "demo"
+    status, _, err = finish(start(*QUICK, "--out", folder))
+    assert status == 0, err
+    return folder
+
+
+def wait_for(file, process):
+    """Wait until a file is there, or the process is over."""
+    while not Path(file).exists() and process.poll() is None: time.sleep(.002)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "path", "student"])
+def test_killed_in_every_stage_resumes_to_the_same_bits(stage, uninterrupted, tmp_path):
+    folder = tmp_path / "demo"
+    process = start(*QUICK, "--out", folder)
+    wait_for(folder / stage / "checkpoint.safetensors", process)
+    time.sleep(.03)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (folder / stage / "result.json").exists()
+    status, _, err = finish(start(*QUICK, "--out", folder, "--resume"))
+    assert status == 0, err
+    for name in WEIGHTS: assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    assert len((folder / "student/metrics.jsonl").read_text().splitlines()) == len((uninterrupted / "student/metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_politely(number, uninterrupted, tmp_path):
+    folder = tmp_path / "demo"
+    process = start(*QUICK, "--out", folder)
+    wait_for(folder / "student" / "checkpoint.safetensors", process)
+    process.send_signal(number)
+    status, _, err = finish(process)
+    assert status == 130 and "--resume" in err and "Traceback" not in err, err
+    assert finish(start(*QUICK, "--out", folder, "--resume"))[0] == 0
+    for name in WEIGHTS: assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+
+
+def test_no_space_left(uninterrupted, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        folder = small / "demo"
+        status, _, err = finish(start(*QUICK, "--out", folder))
+        assert status == 1 and "space" in err and err.count("\n") == 1 and "Traceback" not in err, err
+        assert not [*small.rglob("*.part")]          # nothing half written is left
+        subprocess.run(["mount", "-o", "remount,size=200m", small], check=True)
+        status, _, err = finish(start(*QUICK, "--out", folder, "--resume"))
+        assert status == 0, err
+        for name in WEIGHTS: assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    finally: subprocess.run(["umount", small], check=True)
