@@ -159,7 +159,7 @@ def table(rows): # dict of dicts
 SETTINGS = dict(
     points=dict(pretrain=dict(n_steps=3000, batch=256, lr=1e-3), degrade=dict(n_steps=200, batch=128, lr=1e-3),
                 backtrack=dict(n_steps=2000, batch=256, lr=5e-4, fake_lr=2e-3, ratio=1)),
-    images=dict(pretrain=dict(n_steps=1500, batch=128, lr=1e-3), degrade=dict(n_steps=100, batch=128, lr=3e-4),
+    images=dict(pretrain=dict(n_steps=1500, batch=128, lr=1e-3), degrade=dict(n_steps=100, batch=128, lr=1e-4),
                 backtrack=dict(n_steps=500, batch=128, lr=2e-4, fake_lr=5e-4, ratio=1)))
 
 def settings(shape, # shape of one sample
@@ -208,7 +208,7 @@ def degrade(out: Path,                        # run folder to write
             every: Optional[int] = None,      # keep a node every so many steps instead (the paper: 50)
             n_steps: Optional[int] = None,    # optimiser steps (points 200, images 100; the paper 200)
             batch: Optional[int] = None,      # samples a step (128)
-            lr: Optional[float] = None,       # learning rate (points 1e-3, images 3e-4)
+            lr: Optional[float] = None,       # learning rate (points 1e-3, images 1e-4)
             sigma_init: Optional[float] = None, # noise level the student starts from (5 times the deviation of the data)
             seed: int = 0,                    # of samples and noise
             resume: bool = False,             # go on with the run in `out`
@@ -403,7 +403,9 @@ def comparison_figure(folder, arms, teacher):
         label = 'DisBack' if name == 'student' else name
         show_curve(spent, y, axes[0], label, color, xlabel='forward passes of a batch, stage 1 included', title='Fréchet distance to held-out data', yscale='log')
         show_curve(*pick('mismatch'), axes[1], label, color, smooth=10, xlabel='step', title='mismatch of fake and target', yscale='log')
-        show_curve(*pick('node'), axes[2], label, color, xlabel='step', title='target node (0: the teacher)')
+        x, y = pick('node')
+        axes[2].step([0, *x], [y[0], *y], color=color, where='pre'); axes[2].set(xlabel='step', title='target node (0: the teacher)')
+        axes[2].yaxis.get_major_locator().set_params(integer=True)
     axes[0].axhline(teacher, color=COLORS['teacher'], lw=1, label='teacher')
     axes[0].legend(frameon=False, fontsize=8)
     folder.figure('curves.png', fig)

@@ -91,9 +91,9 @@ def filmstrip(frames,      # list of samples, one a panel
     "Draw a series of sample sets side by side."
     import matplotlib.pyplot as plt
     columns = columns or len(frames)
-    rows = -(-len(frames) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, (width + .25) * rows), layout='constrained', squeeze=False)
-    points = frames[0].ndim == 2
+    rows, points = -(-len(frames) // columns), frames[0].ndim == 2
+    height = width + .16 * (1 + max(t.count('\n') for t in titles)) + .15 * points     # room for titles and tick labels
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout='constrained', squeeze=False)
     lim = limits(*frames, *([] if data is None else [data])) if points else None
     for i, ax in enumerate(axes.flat):
         if i >= len(frames): ax.set_axis_off(); continue

@@ -212,7 +212,7 @@ def drive(run,             # the run
     bar = progress(run, total=len(run), desc=desc)
     with interruptible() as caught:
         for record in bar:
+            yield run.step, record    # first the caller's own books, then the checkpoint: nothing that it covers can be missing from them
             done = run.step == run.n_steps
             if checkpoint is not None and (caught or done or run.step % every == 0): save_state(checkpoint, run.state_dict())
             if caught: bar.close(); raise KeyboardInterrupt(f"stopped after step {run.step} of {run.n_steps}")
-            yield run.step, record
