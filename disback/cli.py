@@ -23,6 +23,7 @@ class RunFolder:
         from disback.runs import write_json
         self.path, config = Path(out), json.loads(json.dumps(config, default=str))
         file = self/'config.json'
+        if not 0 <= config.get('seed', 0) < 2**62: raise ValueError(f"--seed must be a whole number from 0 to 2**62, got {config['seed']}")
         if file.exists():
             if not resume: raise ValueError(f"{self.path} already holds a run: choose another --out, or go on with it by --resume")
             old = read_json(file)
@@ -55,9 +56,11 @@ class RunFolder:
 
 def read_json(file): # -> plain data
     "Read a JSON file of a run folder."
-    try: return json.loads(Path(file).read_text())
+    try: value = json.loads(Path(file).read_text())
     except FileNotFoundError: raise FileNotFoundError(f"no file {file}: give the folder of a finished run") from None
     except ValueError: raise ValueError(f"{file} is not valid JSON, it is truncated or altered: run the stage again in a new folder") from None
+    if not isinstance(value, dict): raise ValueError(f"{file} does not hold what this library writes there: run the stage again in a new folder")
+    return value
 
 # %% ../nbs/41_cli.ipynb #edc397dd
 def read_metrics(folder): # -> list of dicts
@@ -98,12 +101,13 @@ def save_network(file, module, **extra):
 
 def load_network(file): # -> `module, extra`
     "Load what `save_network` wrote."
-    from disback.networks import build
+    from disback.networks import OneStep, build
     from disback.paths import load_weights
     from disback.runs import load_state
     state = load_state(file)
     if not {'network', 'weights'} <= {*state}: raise ValueError(f"{file} holds no network: give the folder of a finished stage")
     module = build(state.pop('network'))
+    if isinstance(module, OneStep) != (Path(file).stem == 'student'): raise ValueError(f"{file} holds a {type(module).__name__}, which is not what its name says: restore it from a copy, or run the stage again")
     load_weights(module, state.pop('weights'), str(file))
     return module.eval().requires_grad_(False), state
 
@@ -180,6 +184,7 @@ def pretrain(out: Path,                     # run folder to write
              batch: Optional[int] = None,   # samples a step (points 256, images 128)
              lr: Optional[float] = None,    # learning rate at the start (1e-3)
              size: Optional[int] = None,    # for a folder: side in pixels that images are resized to
+             channels: Optional[int] = None,# for a folder: 1 (grey) or 3 (colour)
              seed: int = 0,                 # of weights, data and noise
              resume: bool = False,          # go on with the run in `out`
             ):
@@ -189,15 +194,15 @@ def pretrain(out: Path,                     # run folder to write
     from disback.networks import ResMLP, UNet
     from disback.pretraining import Pretraining
     positive(n_steps=n_steps, batch=batch, lr=lr, size=size)
-    source = load_data(data, size=size)
+    source = load_data(data, size=size, channels=channels)
     options = settings(source.shape, 'pretrain', n_steps=n_steps, batch=batch, lr=lr)
-    folder = RunFolder(out, dict(stage='pretrain', data=data, size=size, seed=seed, **options), resume)
+    folder = RunFolder(out, dict(stage='pretrain', data=data, size=size, channels=channels, seed=seed, **options), resume)
     if folder.result: return folder.result
     torch.manual_seed(seed)
     teacher = ResMLP(*source.shape) if len(source.shape) == 1 else UNet(source.shape)
     run = Pretraining(teacher, source.sample, seed=seed, **options)
     seconds = train(run, folder, 'teacher')
-    save_network(folder/'teacher.safetensors', run.ema, data=data, size=size)
+    save_network(folder/'teacher.safetensors', run.ema, source=dict(name=data, size=size, channels=channels))
     curves(folder, ['loss'])
     return folder.finish(seconds=seconds)
 
@@ -259,7 +264,7 @@ def backtrack(out: Path,                        # run folder to write
     walked, fake = {'disback': (nodes, None), 'diff-instruct': (nodes[:1], None), 'warm-start': (nodes[:1], nodes.denoiser(-1))}[arm]
     run = Backtracking(student.requires_grad_(), walked, loss=loss, itinerary=dict(adaptive=Adaptive(), proportional=Proportional())[itinerary],
                        fake=fake, seed=seed, **options)
-    data = load_data(extra['data'], size=extra['size'])
+    data = load_data(**extra['source'])
     look = max(1, run.n_steps // 20)
     def measure(step, rec):
         if step % look and step != run.n_steps: return {}
@@ -306,7 +311,7 @@ def finished(run): # -> `module, data, its name`
     from disback.data import load_data
     name = {'pretrain': 'teacher', 'backtrack': 'student'}[stage_folder(run, 'backtrack', 'pretrain')['stage']]
     module, extra = load_network(Path(run)/f'{name}.safetensors')
-    return module, load_data(extra['data'], size=extra['size']), name
+    return module, load_data(**extra['source']), name
 
 # %% ../nbs/41_cli.ipynb #7873e34f
 def curves(folder, keys):
@@ -333,7 +338,7 @@ def path_figure(folder, path, student, extra):
     frames = [generate(path.denoiser(i), n)[0] for i in range(len(path))] + [generate(student, n)[0]]
     titles = [f'node {p.index}, step {p.step}\ndrift {p.drift:.2f}' for p in path] + ['untrained student\none call']
     points = len(student.shape) == 1
-    data = load_data(extra['data']).held_out(600) if points else None
+    data = load_data(**extra['source']).held_out(600) if points else None
     folder.figure('path.png', filmstrip(frames, titles, data, [*node_colors(len(path)), COLORS['student']] if points else None))
 
 # %% ../nbs/41_cli.ipynb #0cb67859
@@ -344,16 +349,19 @@ def demo(out: Path = Path('runs/demo'),         # folder to write
          degrade_steps: Optional[int] = None,   # steps of stage 1 (points 200, images 100)
          steps: Optional[int] = None,           # steps of stage 2 (points 2000, images 500)
          size: Optional[int] = None,            # for a folder of images: side in pixels that they are resized to
+         channels: Optional[int] = None,        # for a folder of images: 1 (grey) or 3 (colour)
          seed: int = 0,                         # of everything
          resume: bool = False,                  # go on with the demo in `out`
         ):
     "The whole of DisBack in minutes: teacher, path, one-step student, table and figures."
     from disback.data import load_data
     positive(pretrain_steps=pretrain_steps, degrade_steps=degrade_steps, steps=steps, size=size)
-    source = load_data(data, size=size)
-    folder = RunFolder(out, dict(stage='demo', data=data, compare=compare, pretrain_steps=pretrain_steps, degrade_steps=degrade_steps, steps=steps, size=size, seed=seed), resume)
+    source = load_data(data, size=size, channels=channels)
+    if (n := len(source.held_out(4))) < 4: raise ValueError(f"{data} leaves only {n} images to judge by (a fifth is held out): the demo needs at least 20 images")
+    options = dict(data=data, compare=compare, pretrain_steps=pretrain_steps, degrade_steps=degrade_steps, steps=steps, size=size, channels=channels, seed=seed)
+    folder = RunFolder(out, dict(stage='demo', **options), resume)
     at = lambda name: dict(out=folder/name, seed=seed, resume=(folder/name/'config.json').exists())
-    results = dict(pretrain=pretrain(**at('teacher'), data=data, size=size, n_steps=pretrain_steps),
+    results = dict(pretrain=pretrain(**at('teacher'), data=data, size=size, channels=channels, n_steps=pretrain_steps),
                    degrade=degrade(**at('path'), teacher=folder/'teacher', n_steps=degrade_steps),
                    backtrack=backtrack(**at('student'), path=folder/'path', n_steps=steps))
     arms = {'student': 'student'}

@@ -35,10 +35,11 @@ def build(description, # what `describe` returned
     "Make a network from its description."
     name = description.get('name') if isinstance(description, dict) else None
     if name not in NETWORKS: raise ValueError(f"unknown network {name!r}: expected one of {', '.join(NETWORKS)}")
-    args = {k: build(v) if isinstance(v, dict) else tuple(v) if isinstance(v, list) else v
-            for k, v in description['args'].items()}
-    try: return NETWORKS[name](**args)
-    except TypeError as e: raise ValueError(f"the description of {name} does not fit its class: {e}") from None
+    try:
+        return NETWORKS[name](**{k: build(v) if isinstance(v, dict) else tuple(v) if isinstance(v, list) else v
+                                 for k, v in description['args'].items()})
+    except (TypeError, AttributeError, KeyError, RuntimeError, ZeroDivisionError) as e:    # whatever a wrong argument leads to inside torch
+        raise ValueError(f"the description of {name} does not fit its class: {str(e).splitlines()[0]}") from None
 
 # %% ../nbs/03_networks.ipynb #b1d9ed4b
 class Preconditioned(nn.Module):

@@ -110,7 +110,7 @@ def open_path(folder,       # written by `save_path`
         manifest = json.loads(file.read_text())
         if manifest['format'] != FORMAT: raise KeyError
         if manifest['version'] == VERSION:
-            nodes = [Node(r['index'], r['step'], r['drift'], r['gap'], lambda r=r: read_node(folder/Path(r['file']).name, r['sha256']))
+            nodes = [Node(int(r['index']), int(r['step']), float(r['drift']), float(r['gap']), lambda r=r: read_node(folder/Path(r['file']).name, r['sha256']))
                      for r in manifest['nodes']]
     except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is not the manifest of a path, or is damaged: record the path again") from None
     if manifest['version'] != VERSION:

@@ -70,7 +70,7 @@ def show_images(x,            # images `(n, C, H, W)` in [-1, 1]
     "Show images as one grid."
     ax, grid = new_axes(ax), image_grid(x, columns)
     ax.imshow(grid.squeeze(-1).numpy(), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-    ax.set_axis_off()
+    ax.set(xticks=[], yticks=[], frame_on=False)    # not `set_axis_off`: the layout would forget the title
     if title: ax.set_title(title, fontsize=9)
     return ax
 
@@ -92,7 +92,7 @@ def filmstrip(frames,      # list of samples, one a panel
     import matplotlib.pyplot as plt
     columns = columns or len(frames)
     rows, points = -(-len(frames) // columns), frames[0].ndim == 2
-    height = width + .16 * (1 + max(t.count('\n') for t in titles)) + .15 * points     # room for titles and tick labels
+    height = width + .24 * (1 + max(t.count('\n') for t in titles)) + .1 * points     # room for titles and tick labels
     fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout='constrained', squeeze=False)
     lim = limits(*frames, *([] if data is None else [data])) if points else None
     for i, ax in enumerate(axes.flat):
