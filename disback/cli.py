@@ -92,12 +92,12 @@ def train(run,       # a `Run`
             if row: file.write(json.dumps({'step': step, **row, 'seconds': round(before + time.monotonic() - start, 2)}) + '\n'); file.flush()
     return round(before + time.monotonic() - start, 1)
 
-# %% ../nbs/41_cli.ipynb #6601c035
-def save_network(file, module, **extra):
-    "Save a network: its description, its weights, and plain data of yours."
+# %% ../nbs/41_cli.ipynb #ff362c1e
+def save_network(file, module, source): # `source`: arguments of `load_data`
+    "Save a network: its description, its weights, and what data it is about."
     from disback.networks import describe
     from disback.runs import save_state
-    save_state(file, dict(network=describe(module), weights=module.state_dict(), **extra))
+    save_state(file, dict(network=describe(module), weights=module.state_dict(), source=source))
 
 def load_network(file): # -> `module, extra`
     "Load what `save_network` wrote."
@@ -105,7 +105,7 @@ def load_network(file): # -> `module, extra`
     from disback.paths import load_weights
     from disback.runs import load_state
     state = load_state(file)
-    if not {'network', 'weights'} <= {*state}: raise ValueError(f"{file} holds no network: give the folder of a finished stage")
+    if not {'network', 'weights', 'source'} <= {*state}: raise ValueError(f"{file} holds no network with its data, as a stage of this version writes it: run the stage again")
     module = build(state.pop('network'))
     if isinstance(module, OneStep) != (Path(file).stem == 'student'): raise ValueError(f"{file} holds a {type(module).__name__}, which is not what its name says: restore it from a copy, or run the stage again")
     load_weights(module, state.pop('weights'), str(file))
