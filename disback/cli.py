@@ -58,7 +58,7 @@ def read_json(file): # -> plain data
     "Read a JSON file of a run folder."
     try: value = json.loads(Path(file).read_text())
     except FileNotFoundError: raise FileNotFoundError(f"no file {file}: give the folder of a finished run") from None
-    except ValueError: raise ValueError(f"{file} is not valid JSON, it is truncated or altered: run the stage again in a new folder") from None
+    except (ValueError, RecursionError): raise ValueError(f"{file} is not valid JSON, it is truncated or altered: run the stage again in a new folder") from None
     if not isinstance(value, dict): raise ValueError(f"{file} does not hold what this library writes there: run the stage again in a new folder")
     return value
 
@@ -196,10 +196,10 @@ def pretrain(out: Path,                     # run folder to write
     positive(n_steps=n_steps, batch=batch, lr=lr, size=size)
     source = load_data(data, size=size, channels=channels)
     options = settings(source.shape, 'pretrain', n_steps=n_steps, batch=batch, lr=lr)
+    torch.manual_seed(seed % 2**62)
+    teacher = ResMLP(*source.shape) if len(source.shape) == 1 else UNet(source.shape)    # before the folder: images it cannot take leave none
     folder = RunFolder(out, dict(stage='pretrain', data=data, size=size, channels=channels, seed=seed, **options), resume)
     if folder.result: return folder.result
-    torch.manual_seed(seed)
-    teacher = ResMLP(*source.shape) if len(source.shape) == 1 else UNet(source.shape)
     run = Pretraining(teacher, source.sample, seed=seed, **options)
     seconds = train(run, folder, 'teacher')
     save_network(folder/'teacher.safetensors', run.ema, source=dict(name=data, size=size, channels=channels))
@@ -423,11 +423,16 @@ COMMANDS = dict(demo=demo, pretrain=pretrain, degrade=degrade, backtrack=backtra
 
 def main(args=None): # command line arguments; None: those of the process
     "Run a command; the entry point of `disback`."
-    import tyro
-    try: tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args, prog='disback', description='Distil diffusion models along a path.')
+    try:
+        import tyro
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args, prog='disback', description='Distil diffusion models along a path.')
     except KeyboardInterrupt as e:
-        print(f"disback: {e or 'interrupted'}; go on with the same command and --resume", file=sys.stderr)
+        print(f"disback: {str(e) or 'interrupted'}; if the run folder has been started, go on with the same command and --resume", file=sys.stderr)
         sys.exit(130)
+    except (MemoryError, OverflowError, RuntimeError) as e:    # RuntimeError: how torch says that memory is short
+        if isinstance(e, RuntimeError) and 'allocat' not in str(e) and 'memory' not in str(e): raise
+        print('disback: there is not enough memory for this: lower --batch, --n or --size', file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError) as e:
         message = f'{e.filename}: {e.strerror}' if isinstance(e, OSError) and e.strerror else str(e)
         print(f'disback: {message}', file=sys.stderr)

@@ -84,11 +84,10 @@ def save_path(path,   # the path
     try: network = describe(path.network)
     except ValueError: network = None     # unknown to the registry: to be handed in when the path is opened
     rows = []
-    for node in path:
-        weights = node.weights()
-        data, name = save_bytes({k: v.contiguous() for k, v in weights.items()}), f'node-{node.index:03d}.safetensors'
+    for i, node in enumerate(path):    # numbered anew: a slice is a path of its own
+        data, name = save_bytes({k: v.contiguous() for k, v in node.weights().items()}), f'node-{i:03d}.safetensors'
         with whole(folder/name) as tmp: tmp.write_bytes(data)
-        rows.append(dict(file=name, index=node.index, step=node.step, drift=node.drift, gap=node.gap, sha256=hashlib.sha256(data).hexdigest()))
+        rows.append(dict(file=name, index=i, step=node.step, drift=node.drift, gap=node.gap, sha256=hashlib.sha256(data).hexdigest()))
     write_json(folder/MANIFEST, dict(format=FORMAT, version=VERSION, network=network, teacher=digest(path[0].weights()), nodes=rows))
 
 # %% ../nbs/21_paths.ipynb #87311527
@@ -112,12 +111,15 @@ def open_path(folder,       # written by `save_path`
         if manifest['version'] == VERSION:
             nodes = [Node(int(r['index']), int(r['step']), float(r['drift']), float(r['gap']), lambda r=r: read_node(folder/Path(r['file']).name, r['sha256']))
                      for r in manifest['nodes']]
-    except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is not the manifest of a path, or is damaged: record the path again") from None
+            steps, sizes = [n.step for n in nodes], [v for n in nodes for v in (n.drift, n.gap)]
+            if [n.index for n in nodes] != [*range(len(nodes))] or steps != sorted({*steps}) or not all(0 <= v < float('inf') for v in sizes): raise ValueError
+        network_there = manifest['network']
+    except (ValueError, KeyError, TypeError, RecursionError): raise ValueError(f"{file} is not the manifest of a path, or is damaged: record the path again") from None
     if manifest['version'] != VERSION:
         raise ValueError(f"{file} has version {manifest['version']}, this library reads version {VERSION}: open it with the library that wrote it")
-    if network is None and manifest['network'] is None:
+    if network is None and network_there is None:
         raise ValueError(f"{folder} was recorded with a network of your own: hand one in, DegradationPath.open(folder, network=...)")
-    return DegradationPath(network if network is not None else build(manifest['network']), nodes)
+    return DegradationPath(network if network is not None else build(network_there), nodes)
 
 DegradationPath.save = save_path
 DegradationPath.open = staticmethod(open_path)

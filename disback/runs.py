@@ -149,12 +149,16 @@ class Run:
 
     def load_state_dict(self, state):
         "Go on from a saved state; the run must have been made with the same arguments."
-        ours = (type(self).__name__, self.n_steps, [*self.parts])
-        theirs = (state.get('run'), state.get('n_steps'), [*state.get('parts', {})])
-        if ours != theirs: raise ValueError(f"this state belongs to another run: it holds {theirs}, expected {ours}")
-        self.step = state['step']
-        self.generator.set_state(state['generator'])
-        for k, v in self.parts.items(): v.load_state_dict(state['parts'][k])
+        try:
+            ours = (type(self).__name__, self.n_steps, [*self.parts])
+            theirs = (state['run'], state['n_steps'], [*state['parts']])
+            if ours != theirs: raise ValueError(f"this state belongs to another run: it holds {theirs}, expected {ours}")
+            if not 0 <= state['step'] <= self.n_steps: raise ValueError(f"this state is at step {state['step']} of a run of {self.n_steps}")
+            for k, v in self.parts.items(): v.load_state_dict(state['parts'][k])
+            self.generator.set_state(state['generator'])
+            self.step = state['step']
+        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as e:
+            raise ValueError(f"this state does not fit the run ({str(e).splitlines()[0]}): it was not saved by it; delete it to start again") from None
 
 # %% ../nbs/06_runs.ipynb #80ff199c
 def decayed(lr,      # learning rate at the start
@@ -184,7 +188,7 @@ def check_finite(step,    # step number, for the message
     if torch.stack([v.detach().sum() for v in values.values()]).sum().isfinite(): return
     bad = [k for k, v in values.items() if not v.isfinite().all()] or [*values]
     raise NonFinite(f"step {step}: {bad[0]} is not finite (sigma between {sigma.min():.3g} and {sigma.max():.3g}); the weights are still those before "
-                    "this step: lower the learning rate, or go on from the last checkpoint")
+                    "this step: start again with a lower learning rate, or go on from a checkpoint before it went wrong")
 
 # %% ../nbs/06_runs.ipynb #b6ecc156
 def progress(iterable, total=None, desc=''):
