@@ -24,8 +24,10 @@ def register(cls):
 def describe(module, # a module of a registered class
             ):       # `{"name": ..., "args": ...}`, plain data
     "The description from which `build` makes a module of the same architecture."
-    name = type(module).__name__
-    if NETWORKS.get(name) is not type(module):
+    cls = type(module)
+    if cls.__mro__[1].__name__ == 'FSDPModule': cls = cls.__mro__[2]    # torch's `fully_shard` puts its own class on top
+    name = cls.__name__
+    if NETWORKS.get(name) is not cls:
         raise ValueError(f"{name} is not a registered network (known: {', '.join(NETWORKS)}): decorate its class with "
                          "`register` and keep its arguments in `self.config`, or hand the network in where it is needed")
     return {'name': name, 'args': {k: describe(v) if isinstance(v, nn.Module) else v for k, v in module.config.items()}}
