@@ -511,6 +511,7 @@ def main(args=None): # command line arguments; None: those of the process
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f'disback: {message}', file=sys.stderr)
             tyro.extras.subcommand_cli_from_dict({k: explained(f) for k, f in COMMANDS.items()}, args=args, prog='disback', description='Distil diffusion models along a path.', config=(tyro.conf.OmitArgPrefixes,))
+        if 'disback.engine' in sys.modules: sys.modules['disback.engine'].join().end()    # several processes part in good order
     except KeyboardInterrupt as e: end(f"disback: {str(e) or 'interrupted'}; if the run folder has been started, go on with the same command and --resume", status=130)
     except (MemoryError, OverflowError, RuntimeError) as e:    # RuntimeError: how torch says that memory is short
         if isinstance(e, RuntimeError) and 'allocat' not in str(e) and 'memory' not in str(e): raise

@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'MODES', 'Processes', 'join', 'gather', 'fit', 'Engine'
            'callable_of', 'split', 'guard', 'begin', 'average', 'Learner', 'learner_state', 'load_learner_state']
 
 # %% ../nbs/07_engine.ipynb #1a52db70
-import os
+import os, warnings
 from dataclasses import dataclass
 from typing import Optional, Union
 import torch
@@ -28,6 +28,7 @@ class Processes(OneProcess):
     def any(self, flag): return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device), 'sum') > 0)
     def mean(self, value): return self.accelerator.reduce(value, 'mean')
     def wait(self): self.accelerator.wait_for_everyone()
+    def end(self): self.wait(); torch.distributed.destroy_process_group()
     def common(self, steps): # those that all processes have
         from accelerate.utils import gather_object
         return sorted(set.intersection(*map(set, gather_object([[*steps]]))))
@@ -39,7 +40,10 @@ class Processes(OneProcess):
             for t in [*module.parameters(), *module.buffers()]: t.copy_(broadcast(t.detach().clone()))
 
     def wrap(self, module): # -> what is called in training
-        if not self.shard: return self.accelerator.prepare_model(module)
+        if not self.shard:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')    # newer torch deprecates broadcast_buffers; its successor is not in older ones
+                return self.accelerator.prepare_model(module)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
         mesh = init_device_mesh(self.device.type, (self.world,))

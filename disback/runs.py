@@ -107,7 +107,7 @@ class OneProcess:
     def gather(self, state): return state # a state with tensors as they are saved
     def fit(self, value, like): return torch.empty_like(like).copy_(value)    # a saved tensor as `like` is kept: its device, type and layout
     def wait(self): pass                  # until all have come here
-    def call_main(self, f): return f()    # what the first process returns for `f()`, in all of them
+    def end(self): pass                   # part, in good order
 
 def load_weights(module,  # module to be filled, in place
                  weights, # `{name: tensor}`
