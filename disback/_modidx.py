@@ -77,6 +77,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'disback.cli.quality': ('cli.html#quality', 'disback/cli.py'),
                              'disback.cli.read_json': ('cli.html#read_json', 'disback/cli.py'),
                              'disback.cli.read_metrics': ('cli.html#read_metrics', 'disback/cli.py'),
+                             'disback.cli.real_samples': ('cli.html#real_samples', 'disback/cli.py'),
                              'disback.cli.sample': ('cli.html#sample', 'disback/cli.py'),
                              'disback.cli.save_network': ('cli.html#save_network', 'disback/cli.py'),
                              'disback.cli.settings': ('cli.html#settings', 'disback/cli.py'),

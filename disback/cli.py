@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'SETTINGS', 'LABELS', 'COMMANDS', 'Compute', 'RunFolder', 'read_json', 'read_metrics', 'logger', 'train',
-           'save_network', 'load_network', 'stage_folder', 'quality', 'generate', 'table', 'settings', 'positive',
-           'pretrain', 'degrade', 'backtrack', 'sample', 'evaluate', 'finished', 'curves', 'path_figure', 'demo',
-           'demo_report', 'comparison_figure', 'explained', 'main', 'interrupted']
+           'save_network', 'load_network', 'stage_folder', 'quality', 'real_samples', 'generate', 'table', 'settings',
+           'positive', 'pretrain', 'degrade', 'backtrack', 'sample', 'evaluate', 'finished', 'curves', 'path_figure',
+           'demo', 'demo_report', 'comparison_figure', 'explained', 'main', 'interrupted']
 
 # %% ../nbs/41_cli.ipynb #c6e5ef19
 import inspect, json, re, shutil, signal, sys, threading, time, warnings
@@ -60,6 +60,7 @@ class RunFolder:
         if not 0 <= config.get('seed', 0) < 2**62: raise ValueError(f"--seed must be a whole number from 0 to 2**62, got {config['seed']}")
         if file.exists():
             if not resume: raise ValueError(f"{self.path} already holds a run: choose another --out, or go on with it by --resume")
+            for part in self.path.rglob('.*.part'): part.unlink()    # files that a killed run was writing
             old = read_json(file); old.pop('compute', None)
             if differ := [k for k in {**old, **config} if old.get(k) != config.get(k)]:
                 k = differ[0]
@@ -191,13 +192,16 @@ def quality(x,    # generated samples `(n, *dims)`
             nfe,  # network calls a sample, for the table
             seed=0): # of the draw of real samples
     "Fréchet distance, precision and recall against held-out real samples; for points also the energy distance."
-    import torch
     from disback.metrics import energy_distance, frechet_distance, precision_recall
-    real = data.held_out(2000, generator=torch.Generator().manual_seed(1000 + seed))
+    real = real_samples(data, seed)
     pr = precision_recall(real, x[:len(real)])
     result = dict(nfe=nfe, frechet=frechet_distance(x, real), precision=pr.precision, recall=pr.recall)
     if len(data.shape) == 1: result['energy'] = energy_distance(x, real)
     return {k: round(float(v), 4) if k != 'nfe' else v for k, v in result.items()}
+
+def real_samples(data, seed=0): # -> held-out samples to measure against
+    import torch
+    return data.held_out(2000, generator=torch.Generator().manual_seed(1000 + seed))
 
 def generate(module,     # a student or a denoiser
              n,          # samples
@@ -322,6 +326,7 @@ def backtrack(out: Path,                        # run folder to write
     "Stage 2: train the student along the path, back to the teacher."
     from disback.backtracking import Adaptive, Backtracking, Proportional
     from disback.data import load_data
+    from disback.metrics import frechet_distance
     from disback.paths import DegradationPath
     positive(n_steps=n_steps, batch=batch, lr=lr, fake_lr=fake_lr, ratio=ratio)
     stage_folder(path, 'degrade', option='--path')
@@ -334,11 +339,11 @@ def backtrack(out: Path,                        # run folder to write
     walked, fake = {'disback': (nodes, None), 'diff-instruct': (nodes[:1], None), 'warm-start': (nodes[:1], nodes.denoiser(-1))}[arm]
     run = Backtracking(student, walked, loss=loss, itinerary=dict(adaptive=Adaptive(), proportional=Proportional())[itinerary],
                        fake=fake, seed=seed, engine=engine, **options)
-    data = load_data(**extra['source'])
+    real = real_samples(load_data(**extra['source']))
     look = max(1, run.n_steps // 20)
     def measure(step, rec):
         if step % look and step != run.n_steps: return {}
-        return dict(frechet=quality(generate(run.ema, 1000, seed=1)[0], data, 1)['frechet'])
+        return dict(frechet=round(float(frechet_distance(generate(run.ema, 1000, seed=1)[0], real)), 4))
     seconds = train(run, folder, f'student ({arm})', measure=measure)
     save_network(folder/'student.safetensors', run.ema, **extra, processes=engine.processes)
     curves(folder, ['mismatch', 'fake_loss', 'node', 'frechet'])
