@@ -195,6 +195,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'disback.engine.learner_state': ('engine.html#learner_state', 'disback/engine.py'),
                                 'disback.engine.load_learner_state': ('engine.html#load_learner_state', 'disback/engine.py'),
                                 'disback.engine.place': ('engine.html#place', 'disback/engine.py'),
+                                'disback.engine.rows': ('engine.html#rows', 'disback/engine.py'),
                                 'disback.engine.split': ('engine.html#split', 'disback/engine.py'),
                                 'disback.engine.tolerated': ('engine.html#tolerated', 'disback/engine.py')},
             'disback.losses': { 'disback.losses.SiD': ('losses.html#sid', 'disback/losses.py'),

@@ -36,7 +36,7 @@ class Compute:
         options.pop('log')
         if self.device is not None:
             try: torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as e: raise ValueError(f"--device {self.device} cannot be used here ({str(e).splitlines()[0]}): expected cpu, or a device that this machine has") from None
+            except (RuntimeError, AssertionError) as e: raise ValueError(f"--device {self.device} cannot be used here ({re.split('[.;(]', str(e))[0].strip()}): give one that this machine has, such as cpu") from None
         return Engine(**options | dict(device=self.device or ('cuda' if torch.cuda.is_available() else 'cpu')))
 
 # %% ../nbs/41_cli.ipynb #984411b7
@@ -263,7 +263,7 @@ def pretrain(out: Path,                     # run folder to write
     from disback.pretraining import Pretraining
     positive(n_steps=n_steps, batch=batch, lr=lr, size=size)
     source, engine = load_data(data, size=size, channels=channels), compute.engine()
-    options = settings(source.shape, 'pretrain', n_steps=n_steps, batch=batch, lr=lr)
+    options = settings(source.shape, 'pretrain', n_steps=n_steps, batch=batch, lr=lr); engine.rows(options['batch'])
     torch.manual_seed(seed % 2**62)
     teacher = ResMLP(*source.shape) if len(source.shape) == 1 else UNet(source.shape)    # before the folder: images it cannot take leave none
     folder = RunFolder(out, dict(stage='pretrain', data=data, size=size, channels=channels, seed=seed, **options), resume, compute, engine.processes)
@@ -297,6 +297,7 @@ def degrade(out: Path,                        # run folder to write
     network, extra = load_network(Path(teacher)/'teacher.safetensors')
     options = settings(network.shape, 'degrade', n_steps=n_steps, batch=batch, lr=lr)
     student, keep, engine = OneStep(network, sigma_init), EqualDrift(nodes) if every is None else Every(every), compute.engine()
+    engine.rows(options['batch'])
     folder = RunFolder(out, dict(stage='degrade', teacher=teacher, keep=str(keep), sigma_init=sigma_init, seed=seed, **options), resume, compute, engine.processes)
     if folder.result: return folder.result
     run = Degradation(network, student, keep=keep, seed=seed, folder=folder.path, engine=engine, **options)
@@ -333,7 +334,7 @@ def backtrack(out: Path,                        # run folder to write
     student, extra = load_network(Path(path)/'student.safetensors')
     nodes = DegradationPath.open(path)
     options = settings(student.shape, 'backtrack', n_steps=n_steps, batch=batch, lr=lr, fake_lr=fake_lr, ratio=ratio)
-    engine = compute.engine()
+    engine = compute.engine(); engine.rows(options['batch'])
     folder = RunFolder(out, dict(stage='backtrack', path=path, arm=arm, loss=loss, itinerary=itinerary, seed=seed, **options), resume, compute, engine.processes)
     if folder.result: return folder.result
     walked, fake = {'disback': (nodes, None), 'diff-instruct': (nodes[:1], None), 'warm-start': (nodes[:1], nodes.denoiser(-1))}[arm]

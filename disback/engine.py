@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'MODES', 'Processes', 'join', 'gather', 'fit', 'Engine', 'tolerated', 'device_of', 'device_for', 'place',
-           'callable_of', 'split', 'guard', 'begin', 'average', 'Learner', 'learner_state', 'load_learner_state']
+           'callable_of', 'rows', 'split', 'guard', 'begin', 'average', 'Learner', 'learner_state',
+           'load_learner_state']
 
 # %% ../nbs/07_engine.ipynb #1a52db70
 import os, warnings
@@ -135,13 +136,18 @@ def callable_of(self, module, bf16=False): # -> a function that calls it
 Engine.device_for, Engine.place, Engine.callable_of = device_for, place, callable_of
 
 # %% ../nbs/07_engine.ipynb #ccc28770
+def rows(self, batch): # -> rows of each piece
+    "How many rows of a batch are computed at a time."
+    world, parts = self.processes.world, self.processes.world * self.pieces
+    if batch % parts: raise ValueError(f"a batch of {batch} cannot be dealt out evenly (processes: {world}, pieces: {self.pieces}): choose a multiple of {parts}")
+    return batch // parts
+
 def split(self, *tensors): # `(B, ...)` or None each
     "Yield `(last, tensors)`: this process's rows of a batch, piece by piece."
-    n, parts = len(tensors[0]), self.processes.world * self.pieces
-    if n % parts: raise ValueError(f"a batch of {n} cannot be dealt out evenly to {self.processes.world} processes times {self.pieces} pieces: choose a multiple of {parts}")
+    n = self.rows(len(tensors[0]))
     for i in range(self.pieces):
-        start = (self.processes.rank * self.pieces + i) * (n // parts)
-        yield i == self.pieces - 1, [t if t is None else t[start:start + n // parts] for t in tensors]
+        start = (self.processes.rank * self.pieces + i) * n
+        yield i == self.pieces - 1, [t if t is None else t[start:start + n] for t in tensors]
 
 def guard(self, device): # -> a `Guard` for a run on this device
     return Guard(self.tolerate, self.look_every or (1 if torch.device(device).type == 'cpu' else 16))
@@ -155,7 +161,7 @@ def average(self, module, std): # -> `EMA`
     if getattr(self.processes, 'shard', False): self.processes.wrap(ema.module)
     return ema
 
-Engine.split, Engine.guard, Engine.begin, Engine.average = split, guard, begin, average
+Engine.rows, Engine.split, Engine.guard, Engine.begin, Engine.average = rows, split, guard, begin, average
 
 # %% ../nbs/07_engine.ipynb #9cbe99e1
 class Learner:
