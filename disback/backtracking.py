@@ -109,7 +109,7 @@ class Walk:
     def after_step(self, square): # `()`: mean square of the mismatch on this batch
         "Remember how far fake and target were apart; an average over about the last five steps."
         self.here += 1
-        self.mean_square = 0.8 * self.mean_square + 0.2 * square
+        self.mean_square = torch.where(square.isfinite(), 0.8 * self.mean_square + 0.2 * square, self.mean_square)    # a step that is skipped leaves no trace
 
     def state_dict(self): return dict(node=self.node, here=self.here, mean_square=self.mean_square)
     def load_state_dict(self, state):
