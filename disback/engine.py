@@ -8,7 +8,7 @@ __all__ = ['PRECISIONS', 'MODES', 'Processes', 'join', 'gather', 'fit', 'Engine'
            'load_learner_state']
 
 # %% ../nbs/07_engine.ipynb #1a52db70
-import os, warnings
+import gc, os, warnings
 from dataclasses import dataclass
 from typing import Optional, Union
 import torch
@@ -29,7 +29,7 @@ class Processes(OneProcess):
     def any(self, flag): return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device), 'sum') > 0)
     def mean(self, value): return self.accelerator.reduce(value, 'mean')
     def wait(self): self.accelerator.wait_for_everyone()
-    def end(self): self.wait(); torch.distributed.destroy_process_group()
+    def end(self): gc.collect(); self.wait(); torch.distributed.destroy_process_group()    # collect first: networks that still hold the group can crash the exit
     def common(self, steps): # those that all processes have
         from accelerate.utils import gather_object
         return sorted(set.intersection(*map(set, gather_object([[*steps]]))))

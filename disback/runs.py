@@ -141,14 +141,17 @@ class EMA:
                  device=None, # where it is kept; None: where the network is; 'cpu' frees 4 bytes a parameter on a GPU for one copy a step
                  processes=OneProcess()): # those that share it
         self.module, self.step, self.power, self.processes = clone(module, trainable=False).to(device), 0, ema_power(std), processes
+        self.lists = None    # tensors of both, listed at the first update
 
     @torch.no_grad()
     def update(self, module): # the network after a step
         self.step += 1
         weight = 1 - (1 - 1 / self.step)**(self.power + 1)
-        ours, theirs = [*self.module.parameters()], [*module.parameters()]
-        torch._foreach_lerp_(ours, [b.to(a.device) for a, b in zip(ours, theirs)], weight)
-        for ours, theirs in zip(self.module.buffers(), module.buffers()): ours.copy_(theirs)
+        if self.lists is None or self.lists[0] is not module:
+            self.lists = module, [[*m.parameters()] for m in (self.module, module)], [[*m.buffers()] for m in (self.module, module)]
+        _, (ours, theirs), buffers = self.lists
+        torch._foreach_lerp_(ours, theirs if ours[0].device == theirs[0].device else [p.to(ours[0].device) for p in theirs], weight)
+        for a, b in zip(*buffers): a.copy_(b)
 
     def state_dict(self): return {'step': self.step, 'module': self.module.state_dict()}
     def load_state_dict(self, state): self.step = state['step']; load_weights(self.module, state['module'], processes=self.processes)
