@@ -12,7 +12,6 @@ import gc, os, warnings
 from dataclasses import dataclass
 from typing import Optional, Union
 import torch
-from .networks import clone
 from .runs import EMA, Guard, OneProcess, adam, decayed, load_weights, set_lr
 
 # %% ../nbs/07_engine.ipynb #fd46ddac

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from .networks import build, clone, describe

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from .data import as_sampler
 from .diffusion import denoising_loss, edm_noise, expand
-from .engine import Engine, Learner, device_of
+from .engine import Engine, Learner
 from .runs import Run, adam
 
 # %% ../nbs/11_pretraining.ipynb #72f893e3
