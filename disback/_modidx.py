@@ -355,6 +355,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'disback.runs._flatten': ('runs.html#_flatten', 'disback/runs.py'),
                               'disback.runs._unflatten': ('runs.html#_unflatten', 'disback/runs.py'),
                               'disback.runs.adam': ('runs.html#adam', 'disback/runs.py'),
+                              'disback.runs.all_finite': ('runs.html#all_finite', 'disback/runs.py'),
                               'disback.runs.check_counts': ('runs.html#check_counts', 'disback/runs.py'),
                               'disback.runs.decayed': ('runs.html#decayed', 'disback/runs.py'),
                               'disback.runs.digest': ('runs.html#digest', 'disback/runs.py'),

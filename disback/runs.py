@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['whole', 'write_json', 'digest', 'fingerprint', 'save_state', 'load_state', 'OneProcess', 'load_weights', 'ema_power',
            'EMA', 'NonFinite', 'Guard', 'plain', 'check_counts', 'Run', 'state_dict', 'load_state_dict', 'decayed',
-           'set_lr', 'adam', 'Checkpoints', 'progress', 'interruptible', 'drive']
+           'set_lr', 'adam', 'all_finite', 'Checkpoints', 'progress', 'interruptible', 'drive']
 
 # %% ../nbs/06_runs.ipynb #88715ba3
 import contextlib, hashlib, json, math, os, signal, tempfile, threading, warnings
@@ -269,6 +269,12 @@ def adam(params, lr, betas=(0.9, 0.999)):
     return torch.optim.Adam(params, lr=lr, betas=betas, fused=True)
 
 # %% ../nbs/06_runs.ipynb #a88a6d70
+def all_finite(state): # nested dict and list
+    "Whether all tensors of a state are finite."
+    if isinstance(state, dict): return all(map(all_finite, state.values()))
+    if isinstance(state, (list, tuple)): return all(map(all_finite, state))
+    return not isinstance(state, torch.Tensor) or bool(state.isfinite().all())
+
 class Checkpoints:
     "The checkpoint of a run, and the one before it."
     def __init__(self, file,   # conventionally `checkpoint.safetensors`
@@ -280,6 +286,7 @@ class Checkpoints:
     def save(self, run):
         "Save the state of a run, if all is well with it."
         state = run.state_dict() | {'rng': [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]}
+        if not all_finite(state['parts']): raise NonFinite(f"after step {run.step} weights are not finite, so no checkpoint was written; the last good one is kept. Start again with a lower learning rate")
         if self.processes.sharded or self.processes.rank == 0: save_state(self.file, state, self.before)
         self.processes.wait()
 
