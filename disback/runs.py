@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['whole', 'write_json', 'digest', 'fingerprint', 'save_state', 'load_state', 'OneProcess', 'load_weights', 'ema_power',
-           'EMA', 'NonFinite', 'Guard', 'plain', 'check_counts', 'Run', 'state_dict', 'load_state_dict', 'decayed',
-           'set_lr', 'adam', 'all_finite', 'Checkpoints', 'progress', 'interruptible', 'drive']
+           'EMA', 'NonFinite', 'Guard', 'plain', 'check_counts', 'Run', 'decayed', 'set_lr', 'adam', 'all_finite',
+           'Checkpoints', 'progress', 'interruptible', 'drive']
 
 # %% ../nbs/06_runs.ipynb #88715ba3
 import contextlib, hashlib, json, math, os, signal, tempfile, threading, warnings
@@ -227,14 +227,14 @@ class Run:
         return record
 
 # %% ../nbs/06_runs.ipynb #b817dda8
-def state_dict(self):
+def _state_dict(self):
     "Everything that the next step depends on."
     guard = self.guard.state_dict()    # first: nothing is saved while something is wrong
     parts = {k: v.state_dict() for k, v in self.parts.items()}
     return self.processes.gather({'run': type(self).__name__, 'library': __version__, 'settings': self.settings, 'sharded': self.processes.sharded,
                                   'step': self.step, 'n_steps': self.n_steps, 'generator': self.generator.get_state(), 'guard': guard, 'parts': parts})
 
-def load_state_dict(self, state):
+def _load_state_dict(self, state):
     "Go on from a saved state; the run must have been made with the same arguments."
     try:
         ours = dict(run=type(self).__name__, library=__version__, n_steps=self.n_steps, sharded=self.processes.sharded, parts=[*self.parts], **self.settings)
@@ -249,7 +249,7 @@ def load_state_dict(self, state):
     except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as e:
         raise ValueError(f"this state does not fit the run ({str(e).splitlines()[0]}): it was not saved by it; delete it to start again") from None
 
-Run.state_dict, Run.load_state_dict = state_dict, load_state_dict
+Run.state_dict, Run.load_state_dict = _state_dict, _load_state_dict
 
 # %% ../nbs/06_runs.ipynb #80ff199c
 def decayed(lr,      # learning rate at the start
