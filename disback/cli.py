@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'SETTINGS', 'LABELS', 'COMMANDS', 'Compute', 'RunFolder', 'read_json', 'read_metrics', 'logger', 'train',
            'save_network', 'load_network', 'stage_folder', 'quality', 'real_samples', 'generate', 'table', 'settings',
            'positive', 'pretrain', 'degrade', 'backtrack', 'sample', 'evaluate', 'finished', 'curves', 'path_figure',
-           'demo', 'demo_report', 'comparison_figure', 'explained', 'main', 'interrupted']
+           'demo', 'demo_report', 'comparison_figure', 'compare', 'explained', 'main', 'interrupted']
 
 # %% ../nbs/41_cli.ipynb #c6e5ef19
 import inspect, json, re, shutil, signal, sys, threading, time, warnings
@@ -325,7 +325,7 @@ def backtrack(out: Path,                        # run folder to write
               compute: Compute = Compute(),    # where and how to compute
              ):
     "Stage 2: train the student along the path, back to the teacher."
-    from disback.backtracking import Adaptive, Backtracking, Proportional
+    from disback.backtracking import ARMS, Adaptive, Backtracking, Proportional
     from disback.data import load_data
     from disback.metrics import frechet_distance
     from disback.paths import DegradationPath
@@ -337,9 +337,8 @@ def backtrack(out: Path,                        # run folder to write
     engine = compute.engine(); engine.rows(options['batch'])
     folder = RunFolder(out, dict(stage='backtrack', path=path, arm=arm, loss=loss, itinerary=itinerary, seed=seed, **options), resume, compute, engine.processes)
     if folder.result: return folder.result
-    walked, fake = {'disback': (nodes, None), 'diff-instruct': (nodes[:1], None), 'warm-start': (nodes[:1], nodes.denoiser(-1))}[arm]
-    run = Backtracking(student, walked, loss=loss, itinerary=dict(adaptive=Adaptive(), proportional=Proportional())[itinerary],
-                       fake=fake, seed=seed, engine=engine, **options)
+    run = Backtracking(student, **ARMS[arm](nodes), loss=loss, itinerary=dict(adaptive=Adaptive(), proportional=Proportional())[itinerary],
+                       seed=seed, engine=engine, **options)
     real = real_samples(load_data(**extra['source']))
     look = max(1, run.n_steps // 20)
     def measure(step, rec):
@@ -483,7 +482,8 @@ def comparison_figure(folder, arms, teacher):
     from disback.plots import COLORS, show_curve
     fig, axes = plt.subplots(1, 3, figsize=(11, 3), layout='constrained')
     stage1 = read_json(folder/'path'/'result.json')['passes']
-    for (name, sub), color in zip(arms.items(), (COLORS['student'], '#CC79A7', '#009E73')):
+    for name, sub in arms.items():
+        color = COLORS[{'student': 'disback'}.get(sub, sub)]
         rows, config, result = read_metrics(folder/sub), read_json(folder/sub/'config.json'), read_json(folder/sub/'result.json')
         pick = lambda key: zip(*[(r['step'], r[key]) for r in rows if key in r])
         x, y = pick('frechet')
@@ -498,6 +498,33 @@ def comparison_figure(folder, arms, teacher):
     axes[0].legend(frameon=False, fontsize=8)
     folder.figure('curves.png', fig)
 
+# %% ../nbs/41_cli.ipynb #404521a1
+def compare(out: Path,                          # run folder to write
+            tasks: tuple[str, ...] = ('ring-far',),  # data-start: ring, grid, two_moons, checkerboard, spiral, pinwheel or mixture-N; near, far, collapsed or wide (digits: near, far, wide or mlp)
+            arms: tuple[str, ...] = ('disback', 'warm-start', 'diff-instruct'), # each with options, such as disback:nodes=3:lr=0.001:loss=dmd
+            seeds: tuple[int, ...] = (0, 1, 2), # of student, stage 1 and stage 2
+            budget: Optional[int] = None,       # forward passes of a batch for each arm, stage 1 included (points 2400, images 2000)
+            threshold: Optional[float] = None,  # value to be reached: energy distance (points .1) or Frechet distance (images 10)
+            jobs: int = 1,                      # processes, each on one core
+            resume: bool = False,               # go on with the comparison in `out`
+           ):
+    "Compare arms on tasks over seeds at equal compute; table, CSV and figure."
+    from dataclasses import replace
+    from disback import comparisons as c
+    positive(budget=budget, threshold=threshold)
+    for a in arms: c.parse_arm(a)
+    protocol = c.PROTOCOLS[kind := c.kind_of(tasks)] if tasks else None
+    if min(seeds, default=0) < 0: raise ValueError(f"--seeds are whole numbers from 0, got {min(seeds)}")
+    given = {k: v for k, v in dict(budget=budget, threshold=threshold).items() if v is not None}
+    protocol = protocol and replace(protocol, **given)
+    folder = RunFolder(out, dict(stage='compare', tasks=tasks, arms=arms, seeds=seeds, protocol=protocol and asdict(protocol)), resume)
+    rows = c.compare(tasks, arms, seeds, protocol, folder.path, jobs)
+    table = c.summary(rows, protocol.threshold)
+    c.write_csv(folder/'curves.csv', rows); c.write_csv(folder/'summary.csv', table)
+    folder.figure('comparison.png', c.show_comparison(rows, protocol.threshold, ylabel='energy distance (data units)' if kind == 'points' else 'Fréchet distance'))
+    print(c.text(table), f"tables: {folder/'summary.csv'}, {folder/'curves.csv'}; figure: {folder/'figures'/'comparison.png'}", sep='\n\n')
+    return folder.finish(summary=table)
+
 # %% ../nbs/41_cli.ipynb #93db26f3
 def explained(f): # -> the function, with its parameters' comments in its docstring, where tyro finds them
     "Let `--help` say what stands behind each parameter."
@@ -505,7 +532,7 @@ def explained(f): # -> the function, with its parameters' comments in its docstr
     f.__doc__ = f.__doc__.split('\n')[0] + '\n\nArgs:\n' + '\n'.join(f'    {name}: {what}' for name, what in said)
     return f
 
-COMMANDS = dict(demo=demo, pretrain=pretrain, degrade=degrade, backtrack=backtrack, sample=sample, evaluate=evaluate)
+COMMANDS = dict(demo=demo, pretrain=pretrain, degrade=degrade, backtrack=backtrack, sample=sample, evaluate=evaluate, compare=compare)
 
 def main(args=None): # command line arguments; None: those of the process
     "Run a command; the entry point of `disback`."

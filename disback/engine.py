@@ -171,7 +171,7 @@ class Learner:
                  decay=0.,       # share of the run over which the rate falls to zero
                  n_steps=1,      # steps of the run
                 ):
-        self.engine, self.lr, self.decay, self.n_steps = engine or Engine(), lr, decay, n_steps
+        self.engine, self.lr, self.make, self.decay, self.n_steps = engine or Engine(), lr, optimizer, decay, n_steps
         if not 0 < lr < float('inf'): raise ValueError(f"a learning rate must be positive and finite, got {lr}")
         self.module, self.processes = self.engine.place(module).requires_grad_(), self.engine.processes
         self.wrapped = self.processes.wrap(module) if self.processes.world > 1 else module

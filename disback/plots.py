@@ -10,7 +10,8 @@ __all__ = ['COLORS', 'node_colors', 'new_axes', 'limits', 'show_points', 'image_
 import torch
 
 # %% ../nbs/02_plots.ipynb #a0d2cb50
-COLORS = dict(data='#8c8c8c', teacher='#0072B2', student='#E69F00', fake='#009E73')
+COLORS = {'data': '#8c8c8c', 'teacher': '#0072B2', 'student': '#E69F00', 'fake': '#009E73',
+          'disback': '#E69F00', 'diff-instruct': '#CC79A7', 'warm-start': '#009E73'}
 
 def node_colors(n, # nodes of a path
                ):  # list of `n` colours, node 0 first
