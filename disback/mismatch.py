@@ -37,7 +37,7 @@ def as_sigmas(sigmas): # a number, list or tensor -> `(S,)`, double precision, o
     s = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
     if s.ndim > 1 or not s.numel(): raise ValueError(f"sigmas must be a number or a list of noise levels, at least one, got shape {tuple(s.shape)}")
     if not (s > 0).all() or not s.isfinite().all():
-        raise ValueError(f"noise levels must be positive and finite, got {s.tolist()}: leave out zero, where there is no noised density to have a score")
+        raise ValueError(f"noise levels must be positive and finite, got {s.tolist()}: leave out 0, where there is no noised density to have a score")
     return s.reshape(-1)
 
 # %% ../nbs/30_mismatch.ipynb #9ca620cd
@@ -53,7 +53,8 @@ def as_noised(x0,        # clean samples `(n, *dims)`
     if eps is None:
         generator = generator or torch.Generator().manual_seed(30_000_001)
         eps = torch.randn(x0.shape, generator=generator, device=generator.device, dtype=x0.dtype)
-    if eps.shape != x0.shape: raise ValueError(f"eps must be unit noise of the shape of x0, {tuple(x0.shape)}, got {tuple(eps.shape)}: draw one for each sample")
+    if eps.shape != x0.shape:
+        raise ValueError(f"eps must be unit noise of the shape of x0, {tuple(x0.shape)}, got {tuple(eps.shape)}: draw one for each sample")
     if cond is not None and len(cond) != len(x0): raise ValueError(f"cond must have one row for each of the {len(x0)} samples, got {len(cond)}")
     for name, v in [('x0', x0), ('eps', eps)]:
         if bad := int((~v.flatten(1).isfinite().all(1)).sum()):
@@ -77,8 +78,10 @@ def answer(denoiser,       # any callable `D(x, sigma, cond)`
           ):               # `D(x, sigma) / sigma`, `(B, *dims)`
     "A denoiser's answer in units of the noise, or a sentence that says what is wrong with it."
     d = denoiser(x, sigma, cond)
-    if d.shape != x.shape: raise ValueError(f"a denoiser must answer with the shape of its input, {tuple(x.shape)}, got {tuple(d.shape)}: was it built for other data?")
-    if not d.isfinite().all(): raise ValueError(f"a denoiser's answer at sigma = {sigma.max():.3g} is not finite: its weights have diverged, or its number type is too narrow")
+    if d.shape != x.shape:
+        raise ValueError(f"a denoiser must answer with the shape of its input, {tuple(x.shape)}, got {tuple(d.shape)}: was it built for other data?")
+    if not d.isfinite().all():
+        raise ValueError(f"a denoiser's answer at sigma = {sigma.max():.3g} is not finite: its weights have diverged, or its number type is too narrow")
     return d / expand(sigma, x)
 
 # %% ../nbs/30_mismatch.ipynb #9ba22c75
@@ -108,7 +111,8 @@ def weighted(values, # `(S, ...)` in units of the noise, that is of weight `sigm
             ):       # `(S, ...)`
     "Values with another weight than `sigma**2`."
     w = torch.stack([torch.as_tensor(weight(s), dtype=torch.float64).detach().cpu() for s in sigmas])
-    if w.ndim != 1 or not w.isfinite().all(): raise ValueError(f"weight must give one finite number for a noise level, got {w[0].tolist()} at {sigmas[0]:.3g}")
+    if w.ndim != 1 or not w.isfinite().all():
+        raise ValueError(f"weight must give one finite number for a noise level, got {w[0].tolist()} at {sigmas[0]:.3g}")
     return values * expand(w / sigmas**2, values)
 
 # %% ../nbs/30_mismatch.ipynb #1fe5881e
@@ -203,7 +207,8 @@ def show_field(a, b, sigma, # two denoisers in the plane, noise level
     ax.figure.colorbar(image, ax=ax, label=r'$\sigma\,\|s_a - s_b\|$ (units of the noise)').ax.tick_params(labelsize=7)
     if x0 is not None: show_points(x0 + sigma * as_noised(x0, None, None, None)[1], ax, most=500, size=1.5)
     some = slice(1, None, 3)
-    ax.quiver(line[some], line[some], *(field / length.amax().clamp_min(1e-12))[some, some].permute(2, 1, 0).numpy(), color=COLORS['teacher'], scale=16, width=.007)
+    u, v = (field / length.amax().clamp_min(1e-12))[some, some].permute(2, 1, 0).numpy()
+    ax.quiver(line[some], line[some], u, v, color=COLORS['teacher'], scale=16, width=.007)
     ax.set(xlim=limits, ylim=limits); ax.tick_params(labelsize=7)
     ax.set_title(title or f'$\\sigma$ = {float(sigma):.3g}', fontsize=9)
     return ax
@@ -319,7 +324,8 @@ def _look(self, run): # -> `MismatchRecord`
 def _values(self, quantity): # one of `QUANTITIES` -> `(records, S)`
     "One quantity over the run."
     if quantity not in QUANTITIES: raise ValueError(f"unknown quantity {quantity!r}: expected one of {', '.join(QUANTITIES)}")
-    if not self.records: raise ValueError("nothing is recorded yet: call the recorder with the run after its steps, or iterate over `recorder.follow(run)`")
+    if not self.records:
+        raise ValueError("nothing is recorded yet: call the recorder with the run after its steps, or iterate over `recorder.follow(run)`")
     return torch.stack([getattr(r, quantity) for r in self.records])
 
 def _rows(self): # -> list of dicts: step, passes, node, sigma and the quantities
@@ -360,7 +366,8 @@ def show_heat(record,       # `MismatchRecorder`, or `(steps, sigmas, values)` o
         switches = [step for step, _ in record.arrivals[1:]]
         record = record.steps, record.sigmas, record.values(quantity)
     steps, sigmas, values = [torch.as_tensor(v, dtype=torch.float64) for v in record]
-    if values.shape != (len(steps), len(sigmas)): raise ValueError(f"values must be of shape (steps, sigmas), here {(len(steps), len(sigmas))}, got {tuple(values.shape)}")
+    if values.shape != (len(steps), len(sigmas)):
+        raise ValueError(f"values must be of shape (steps, sigmas), here {(len(steps), len(sigmas))}, got {tuple(values.shape)}")
     ax, (norm, cmap) = new_axes(ax, (5., 2.6)), heat_norm(values, vmin, vmax)
     ax.set_facecolor('.75')
     cells = values.where(values != 0, math.nan).T.numpy()
