@@ -307,7 +307,7 @@ def run_arm(task,     # e.g. 'ring-far'
     try: seen = follow(runs, value, protocol.looks, points, watch)
     except NonFinite: runs, spent = make(); seen = follow(runs, value, protocol.looks, False, watch)
     price = runs[0].passes / runs[0].n_steps
-    return [dict(task=task, arm=arm, seed=s, step=step, passes=round(step and before + step * price, 1), value=v)
+    return [dict(task=task, arm=arm, seed=s, step=step, passes=round(before + step * price, 1), value=v)
             for step, values in seen for s, before, v in zip(seeds, spent, values)]
 
 # %% ../nbs/31_comparisons.ipynb #4f8e8b81
@@ -362,7 +362,8 @@ def compute_to(rows,      # of one task, arm and seed, in order
     for r in rows:
         x, v = r['passes'], max(r['value'], 1e-6)
         if v <= threshold:
-            if before is None or math.isinf(before[1]): return float(x)
+            if before is None: return 0.    # before any training
+            if math.isinf(before[1]): return float(x)
             share = math.log(before[1] / threshold) / math.log(before[1] / v)
             return before[0] + share * (x - before[0])
         before = (x, v)
@@ -379,9 +380,9 @@ def bootstrap(*values,    # lists of one number a seed, seeds in the same order
     return statistic(*values), again[int(.025 * n)], again[int(.975 * n) - 1]
 
 def ratio_of_medians(a, b):
-    "Median of `a` over that of `b`; infinite over infinite is not known."
+    "Median of `a` over that of `b`."
     a, b = statistics.median(a), statistics.median(b)
-    return math.nan if math.isinf(a) and math.isinf(b) else a / b if b else math.inf
+    return a / b if b else math.inf
 
 # %% ../nbs/31_comparisons.ipynb #31613988
 def by_seed(rows, task, arm): # -> `{seed: its rows in order}`
@@ -401,12 +402,16 @@ def summary(rows,           # what `compare` returned
     baseline = baseline or next((a for a in arms if a.startswith('diff-instruct')), None)
     for task in tasks:
         reached = {a: [compute_to(v, threshold) for v in by_seed(rows, task, a).values()] for a in arms}
+        spent = max((r['passes'] for r in rows if r['task'] == task and r['arm'] == baseline), default=0.)
+        least = [min(v, spent) for v in reached.get(baseline, [])]    # a baseline that did not get there has spent at least its budget
         for arm in arms:
             if not (seeds := by_seed(rows, task, arm)): continue
             row = dict(task=task, arm=arm, seeds=len(seeds), reached=sum(map(math.isfinite, reached[arm])), threshold=threshold)
             for key, values in [('passes', reached[arm]), ('end', [v[-1]['value'] for v in seeds.values()])]:
                 row |= dict(zip((key, f'{key}_low', f'{key}_high'), bootstrap(values)))
-            if baseline and arm != baseline and len(reached[baseline]) == len(seeds): row |= dict(zip(('ratio', 'ratio_low', 'ratio_high'), bootstrap(reached[arm], reached[baseline], statistic=ratio_of_medians)))
+            if arm != baseline and len(least) == len(seeds):
+                row |= dict(zip(('ratio', 'ratio_low', 'ratio_high'), bootstrap(reached[arm], least, statistic=ratio_of_medians)))
+                row['bound'] = math.isinf(statistics.median(reached[baseline])) and math.isfinite(row['ratio'])
             table.append(row)
     return table
 
@@ -415,8 +420,8 @@ def text(table, # what `summary` returned
     "A summary as text: medians over seeds, 95 % bootstrap intervals in brackets."
     def cell(row, key, form):
         if key not in row: return ''
-        f = lambda v: 'never' if math.isinf(v) else '?' if math.isnan(v) else form.format(v)
-        return f"{f(row[key])} [{f(row[key + '_low'])}, {f(row[key + '_high'])}]"
+        f = lambda v: 'never' if math.isinf(v) else form.format(v)
+        return f"{'<= ' * (key == 'ratio' and row['bound'])}{f(row[key])} [{f(row[key + '_low'])}, {f(row[key + '_high'])}]"
     lines = [('task', 'arm', 'reached', f"passes to {table[0]['threshold']:g}", 'of baseline', 'at the end')]
     lines += [(r['task'], r['arm'], f"{r['reached']}/{r['seeds']}", cell(r, 'passes', '{:.0f}'), cell(r, 'ratio', '{:.2f}'), cell(r, 'end', '{:.3f}')) for r in table]
     widths = [max(len(l[i]) for l in lines) for i in range(6)]
@@ -452,7 +457,7 @@ def show_comparison(rows,           # what `compare` returned
         for arm in arms:
             runs = [*by_seed(rows, task, arm).values()]
             if not runs: continue
-            x, y = [r['passes'] for r in runs[0]], torch.tensor([[max(r['value'], 1e-3) for r in run] for run in runs])
+            x, y = [0., *(r['passes'] for r in runs[0])], torch.tensor([[max(r['value'], 1e-3) for r in (run[0], *run)] for run in runs])    # nothing moves in stage 1
             low, middle, high = torch.quantile(y.clamp(max=1e6), torch.tensor([.25, .5, .75]), 0).tolist()
             ax.plot(x, middle, lw=1.4, label=arm, **styles[arm])
             ax.fill_between(x, low, high, color=styles[arm]['color'], alpha=.15, lw=0)
@@ -476,7 +481,7 @@ def share_of(row,    # of a summary, with passes
 
 def show_ratios(tables,     # list of `(title, summary)`
                 budget,     # of every arm
-                limit=4.):  # right edge
+                limit=8.):  # right edge
     "Draw each task's passes to the threshold as a share of the baseline's, a panel for each table."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(tables), figsize=(3.9 * len(tables), .75 + .16 * len({r['task'] for r in tables[0][1]})), sharey=True, layout='constrained', squeeze=False)
@@ -488,7 +493,7 @@ def show_ratios(tables,     # list of `(title, summary)`
             share, kind = share_of(r, base[r['task']], budget)
             if kind: ax.plot(min(share, limit), tasks.index(r['task']), 'x' if kind == 'lost' else 'o', ms=5, color=COLORS[r['arm'].split(':')[0]], mfc='none' if kind == 'bound' else None, clip_on=False)
         ax.axvline(1, color='.5', lw=.8); ax.axvline(.5, color='.5', lw=.8, ls=':')
-        ax.set(xscale='log', xlim=(.1, limit), title=title, yticks=range(len(tasks)), xticks=(.125, .25, .5, 1, 2, 4), xticklabels=('1/8', '1/4', '1/2', '1', '2', '4'))
+        ax.set(xscale='log', xlim=(.1, limit), title=title, yticks=range(len(tasks)), xticks=(.125, .25, .5, 1, 2, 4, 8), xticklabels=('1/8', '1/4', '1/2', '1', '2', '4', '8'))
         ax.set_yticklabels(tasks, fontsize=7); ax.minorticks_off(); ax.tick_params(axis='x', labelsize=8)
     axes[0][0].invert_yaxis()
     names = [*dict.fromkeys(r['arm'].split(':')[0] for r in tables[0][1] if not r['arm'].startswith('diff-instruct'))]
