@@ -534,8 +534,8 @@ def show_by_arm(table, budget, names): # names: `{heading: [arms]}`
         ax.plot([min(r['passes'], 2 * budget) for r in table if r['arm'] == arm], [y] * sum(r['arm'] == arm for r in table), '|', ms=7, mew=1.4, color=color)
         ticks.append((y, f"{heading}: {arm.split(':', 1)[0]} {' '.join(o for o in arm.split(':')[1:] if o not in common(names))}"))
     ax.axvline(2 * budget, color='.4', ls=':', lw=1)
-    ax.set(yticks=[t for t, _ in ticks], xlim=(0, 2.05 * budget), xlabel=f"forward passes to {table[0]['threshold']:g}, stage 1 included: a line for each task's median of {table[0]['seeds']} seeds, the bar their geometric mean (dotted: never, counted as twice the budget)")
-    ax.set_yticklabels([t for _, t in ticks], fontsize=8); ax.xaxis.label.set_size(7); ax.invert_yaxis(); ax.margins(y=.01)
+    ax.set(yticks=[t for t, _ in ticks], xlim=(0, 2.05 * budget), xlabel=f"forward passes to {table[0]['threshold']:g}, stage 1 included. Lines: a task's median of {table[0]['seeds']} seeds;\nbars: their geometric mean; dotted: never, counted as twice the budget")
+    ax.set_yticklabels([t for _, t in ticks], fontsize=8); ax.xaxis.label.set_size(8); ax.invert_yaxis(); ax.margins(y=.01)
     return fig
 
 def common(names): # -> options that all arms have

@@ -285,11 +285,13 @@ class MismatchRecorder:
                  sigmas=None, # noise levels, data units; None: `sigma_ladder(teacher)`
                  every=20,    # steps between two looks
                  n=512,       # student samples at each look, always from the same noise
-                 seed=0):     # of the recorder's own generator
+                 seed=0,      # of the recorder's own generator
+                 keep_samples=False): # whether to keep them, for `MismatchExplorer`
         for name, v in [('every', every), ('n', n)]:
             if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f"{name} must be a whole number, at least 1, got {v!r}")
         self.teacher, self.sigmas = teacher, as_sigmas(sigma_ladder(teacher) if sigmas is None else sigmas)
         self.every, self.n, self.seed = every, n, seed
+        self.keep_samples, self.samples = keep_samples, []    # `(x0, cond)` of each look
         self.records, self.arrivals = [], []    # `MismatchRecord`s; `(step, node)`: the first step seen on each target
 
     def __call__(self, run): # a `Backtracking` run, between two steps
@@ -319,6 +321,7 @@ def _look(self, run): # -> `MismatchRecord`
         x0 = torch.cat([run.student(z[i:i + ROWS], None if cond is None else cond[i:i + ROWS]) for i in range(0, self.n, ROWS)])
         parts = decompose(exact_denoiser(x0, cond), target, self.teacher, x0, self.sigmas, cond=cond)
         fake = score_mismatch(run.fake, target, x0, self.sigmas, cond=cond)
+    if self.keep_samples: self.samples.append((x0.cpu(), None if cond is None else cond.cpu()))
     return MismatchRecord(run.step, run.passes / run.n_steps * run.step, run.walk.node, *parts, fake)
 
 def _values(self, quantity): # one of `QUANTITIES` -> `(records, S)`
