@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POINT_SETS', 'IMAGE_ENDINGS', 'DATA_NAMES', 'ring_means', 'grid_means', 'ring', 'grid', 'two_moons', 'checkerboard',
            'spiral', 'pinwheel', 'split_indices', 'digits', 'to_pixels', 'image_files', 'image_folder', 'from_dataset',
-           'as_sampler', 'Data', 'load_data']
+           'as_sampler', 'Data', 'placed_modes', 'load_data']
 
 # %% ../nbs/01_data.ipynb #63c62733
 import inspect, math
@@ -288,19 +288,32 @@ def _from_splits(name, train, test, labels):
         raise ValueError(f"{name} has no labels, because its images are not in sub-folders: sort them into one sub-folder a class, or ask for none")
     return Data(name, tuple(x.shape[1:]), as_sampler((x, y) if labels else x), _without_replacement(x_test), int(y.max()) + 1 if labels else None)
 
+# %% ../nbs/01_data.ipynb #5501931c
+def placed_modes(name): # 'modes:x,y/x,y' -> sampler `(n, generator)`
+    "Gaussians at given points of the plane."
+    try: means = torch.tensor([[float(v) for v in p.split(',')] for p in name.removeprefix('modes:').split('/')])
+    except ValueError: means = torch.empty(0)
+    if means.ndim != 2 or means.shape[1] != 2 or not means.isfinite().all():
+        raise ValueError(f"{name!r} places no modes: expected points of the plane, two finite numbers each, such as modes:-2,0/2,0/0,3")
+    def sample(n, generator=None):
+        device = getattr(generator, 'device', None)
+        return means.to(device)[torch.randint(len(means), (n,), generator=generator, device=device)] + .3 * torch.randn(n, 2, generator=generator, device=device)
+    return sample
+
 # %% ../nbs/01_data.ipynb #c07e46ac
 DATA_NAMES = (*POINT_SETS, 'digits')
 
-def load_data(name,          # one of `DATA_NAMES`, or the path of a folder of images
+def load_data(name,          # one of `DATA_NAMES`, modes:x,y/x,y/..., or the path of a folder of images
               labels=False,  # whether the training sampler gives labels too
               size=None,     # for a folder: side in pixels that images are resized and cropped to
               channels=None, # for a folder: 1 (grey) or 3 (colour)
              ):              # a `Data`
     "Load data by its name; of a folder, a fixed fifth is held out."
     name = str(name)
-    if name in POINT_SETS:
+    if name in POINT_SETS or name.startswith('modes:'):
         if labels: raise ValueError(f"{name} has no labels: ask for none")
-        return Data(name, (2,), POINT_SETS[name], POINT_SETS[name])
+        sample = POINT_SETS.get(name) or placed_modes(name)
+        return Data(name, (2,), sample, sample)
     if name == 'digits': return _from_splits(name, digits('train'), digits('test'), labels)
     if not Path(name).expanduser().exists():
         raise ValueError(f"unknown data {name!r}: expected one of {', '.join(DATA_NAMES)}, or the path of a folder of images")

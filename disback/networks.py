@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'register', 'describe', 'build', 'Preconditioned', 'NoiseEmbedding', 'MLPBlock', 'ResMLP', 'ConvBlock',
-           'UNet', 'clone', 'OneStep']
+           'UNet', 'clone', 'OneStep', 'Placed']
 
 # %% ../nbs/03_networks.ipynb #296067ed
 import copy, math
@@ -198,3 +198,18 @@ class OneStep(nn.Module):
                 cond=None, # whatever the denoiser takes
                ):          # samples `(B, *dims)`
         return self.denoiser(self.sigma_init * z, z.new_tensor(self.sigma_init), cond)
+
+# %% ../nbs/03_networks.ipynb #b6f57c2c
+@register
+class Placed(nn.Module):
+    "A student whose samples are reshaped, scaled and shifted."
+    def __init__(self, student, # `G(z, cond) -> x0`
+                 scale=1.,      # factor of its samples
+                 shift=0.,      # added to them, data units; a number or a list `(D,)`
+                 shape=None):   # of a sample; None: the student's
+        super().__init__()
+        self.student, self.shape, self.config = student, tuple(shape or student.shape), dict(student=student, scale=scale, shift=shift, shape=shape)
+        self.register_buffer('scale', torch.tensor(float(scale))); self.register_buffer('shift', torch.as_tensor(shift, dtype=torch.float))
+
+    def forward(self, z, cond=None):
+        return (self.scale * self.student(z.reshape(len(z), *self.student.shape), cond) + self.shift).reshape(len(z), *self.shape)
