@@ -26,7 +26,7 @@ try:
 except ImportError as e: sys.exit(f"speed.py: {e}: install the library first, with `pip install -e .` in the project's folder")
 
 SIGMA_DATA = 0.5
-LR, FAKE_LR, DEGRADATION_LR = 5e-4, 2e-3, 1e-3    # the library's defaults, for every loop
+LR, FAKE_LR, DEGRADATION_LR = 1e-3, 4e-3, 1e-3    # the library's defaults, for every loop
 MIB = 2**20
 
 # ---- networks and loops

@@ -140,8 +140,8 @@ class Backtracking(Run):
                  itinerary=Adaptive(), # when to move on: `Fixed`, `Proportional` or `Adaptive`
                  n_steps=2000,     # steps of the student
                  batch=256,        # samples a step
-                 lr=5e-4,          # learning rate of the student at the start
-                 fake_lr=2e-3,     # learning rate of the fake score at the start
+                 lr=1e-3,          # learning rate of the student at the start (chosen in `experiments/06_advice`, for points)
+                 fake_lr=4e-3,     # learning rate of the fake score at the start (the same)
                  decay=0.5,        # share of the run over which both learning rates fall to zero
                  ratio=1,          # steps of the fake score to one of the student
                  noise=None,       # noise levels; None: EDM's at the scale of the teacher's data

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'LABELS', 'COMMANDS', 'Compute', 'logger', 'train', 'quality', 'real_samples', 'table', 'settings',
            'positive', 'pretrain', 'degrade', 'backtrack', 'sample', 'evaluate', 'finished', 'curves', 'path_figure',
-           'demo', 'demo_report', 'comparison_figure', 'compare', 'explained', 'main', 'interrupted']
+           'demo', 'demo_report', 'comparison_figure', 'compare', 'tutorials', 'lab', 'copy_new', 'explained', 'main',
+           'interrupted']
 
 # %% ../nbs/41_cli.ipynb #c6e5ef19
 import inspect, json, re, shutil, signal, sys, threading, time, warnings
@@ -107,7 +108,7 @@ def table(rows): # dict of dicts
 # %% ../nbs/41_cli.ipynb #1f5957d5
 SETTINGS = dict(
     points=dict(pretrain=dict(n_steps=3000, batch=256, lr=1e-3), degrade=dict(n_steps=200, batch=128, lr=1e-3),
-                backtrack=dict(n_steps=2000, batch=256, lr=5e-4, fake_lr=2e-3, ratio=1)),
+                backtrack=dict(n_steps=2000, batch=256, lr=1e-3, fake_lr=4e-3, ratio=1)),
     images=dict(pretrain=dict(n_steps=1500, batch=128, lr=1e-3), degrade=dict(n_steps=100, batch=128, lr=1e-4),
                 backtrack=dict(n_steps=500, batch=128, lr=2e-4, fake_lr=5e-4, ratio=1)))
 
@@ -124,7 +125,7 @@ def positive(**values):
 
 # %% ../nbs/41_cli.ipynb #b2687933
 def pretrain(out: Path,                     # run folder to write
-             data: str = 'digits',          # ring, grid, two_moons, checkerboard, spiral, pinwheel, digits, or a folder of images
+             data: str = 'digits',          # ring, grid, two_moons, checkerboard, spiral, pinwheel, digits, modes:x,y/x,y/..., or a folder of images
              n_steps: Optional[int] = None, # optimiser steps (points 3000, images 1500)
              batch: Optional[int] = None,   # samples a step (points 256, images 128)
              lr: Optional[float] = None,    # learning rate at the start (1e-3)
@@ -148,7 +149,7 @@ def pretrain(out: Path,                     # run folder to write
     if folder.result: return folder.result
     run = Pretraining(teacher, source.sample, seed=seed, engine=engine, **options)
     seconds = train(run, folder, 'teacher')
-    name = str(Path(data).expanduser().resolve()) if data not in DATA_NAMES else data    # found again from any folder
+    name = data if data in DATA_NAMES or data.startswith('modes:') else str(Path(data).expanduser().resolve())    # found again from any folder
     save_network(folder/'teacher.safetensors', run.ema, dict(name=name, size=size, channels=channels), engine.processes)
     curves(folder, ['loss'])
     return folder.finish(seconds=seconds)
@@ -195,8 +196,8 @@ def backtrack(out: Path,                        # run folder to write
               itinerary: Literal['adaptive', 'proportional'] = 'adaptive', # when to move on to the next target
               n_steps: Optional[int] = None,    # steps of the student (points 2000, images 500)
               batch: Optional[int] = None,      # samples a step (points 256, images 128)
-              lr: Optional[float] = None,       # learning rate of the student (points 5e-4, images 2e-4)
-              fake_lr: Optional[float] = None,  # learning rate of the fake score (points 2e-3, images 5e-4)
+              lr: Optional[float] = None,       # learning rate of the student (points 1e-3, images 2e-4)
+              fake_lr: Optional[float] = None,  # learning rate of the fake score (points 4e-3, images 5e-4)
               ratio: Optional[int] = None,      # steps of the fake score to one of the student (1)
               seed: int = 0,                    # of samples and noise
               resume: bool = False,             # go on with the run in `out`
@@ -300,7 +301,7 @@ def path_figure(folder, path, student, extra):
 
 # %% ../nbs/41_cli.ipynb #0cb67859
 def demo(out: Path = Path('runs/demo'),         # folder to write
-         data: str = 'digits',                  # ring, grid, two_moons, checkerboard, spiral, pinwheel, digits, or a folder of images
+         data: str = 'digits',                  # ring, grid, two_moons, checkerboard, spiral, pinwheel, digits, modes:x,y/x,y/..., or a folder of images
          compare: bool = False,                 # add Diff-Instruct and the warm start at equal compute
          pretrain_steps: Optional[int] = None,  # steps of the teacher (points 3000, images 1500)
          degrade_steps: Optional[int] = None,   # steps of stage 1 (points 200, images 100)
@@ -381,7 +382,7 @@ def comparison_figure(folder, arms, teacher):
 
 # %% ../nbs/41_cli.ipynb #404521a1
 def compare(out: Path,                          # run folder to write
-            tasks: tuple[str, ...] = ('ring-far',),  # data-start: ring, grid, two_moons, checkerboard, spiral, pinwheel or mixture-N; near, far, collapsed or wide (digits: near, far, wide or mlp)
+            tasks: tuple[str, ...] = ('ring-far',),  # data-start: ring, grid, two_moons, checkerboard, spiral, pinwheel, modes:x,y/x,y or mixture-N; near, far, collapsed or wide (digits: near, far, wide or mlp)
             arms: tuple[str, ...] = ('disback', 'warm-start', 'diff-instruct'), # each with options, such as disback:nodes=3:lr=0.001:loss=dmd
             seeds: tuple[int, ...] = (0, 1, 2), # of student, stage 1 and stage 2
             budget: Optional[int] = None,       # forward passes of a batch for each arm, stage 1 included (points 2400, images 2000)
@@ -406,6 +407,41 @@ def compare(out: Path,                          # run folder to write
     print(c.text(table), f"tables: {folder/'summary.csv'}, {folder/'curves.csv'}; figure: {folder/'figures'/'comparison.png'}", sep='\n\n')
     return folder.finish(summary=table)
 
+# %% ../nbs/41_cli.ipynb #559174a6
+def tutorials(): # -> list of notebooks
+    "The tutorials of this checkout or installation."
+    from importlib.metadata import files, PackageNotFoundError
+    import disback
+    if here := sorted((Path(disback.__file__).parents[1]/'nbs'/'tutorials').glob('*.ipynb')): return here
+    try: return sorted(Path(f.locate()) for f in files('disback') or () if f.parent.as_posix().endswith('share/disback/tutorials'))
+    except PackageNotFoundError: return []
+
+def lab(out: Path = Path('tutorials'),  # folder for the notebooks; those that are there already stay as they are
+        port: int = 8888,               # of JupyterLab, on this machine only; the next free one if it is taken
+        browser: bool = True,           # whether to open a browser
+       ):
+    "Open JupyterLab on a copy of the tutorials, with the widgets to step through them."
+    import importlib.util, os, secrets, subprocess
+    if not 0 < port < 2**16: raise ValueError(f"--port is a number from 1 to 65535, got {port}")
+    if importlib.util.find_spec('jupyterlab') is None: raise ValueError("JupyterLab is not installed here: pip install 'disback[lab]'")
+    if not (notebooks := tutorials()): raise FileNotFoundError("this installation holds no tutorials: install the wheel with pip, or work in a checkout")
+    if out.exists() and not out.is_dir(): raise ValueError(f"{out} is a file: choose another --out")
+    copy_new(notebooks, out)
+    env = {'JUPYTER_TOKEN': secrets.token_hex(16)} | os.environ
+    print(f"the tutorials are in {out}: http://127.0.0.1:{port}/lab?token={env['JUPYTER_TOKEN']}\nstop with Ctrl-C", flush=True)
+    command = [sys.executable, '-m', 'jupyterlab', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', f'--ServerApp.root_dir={out.resolve()}', f'--ServerApp.open_browser={browser}', *(['--allow-root'] * (hasattr(os, 'getuid') and os.getuid() == 0))]
+    server = subprocess.Popen(command, env=env)
+    try: status = server.wait()
+    except KeyboardInterrupt: server.terminate(); server.wait(); return None
+    if status: raise ValueError(f"JupyterLab ended with status {status}: what it said is above")
+
+def copy_new(files, folder):
+    "Copy files that are not in a folder yet, each whole or not at all."
+    from disback.runs import whole
+    for f in files:
+        if not (folder/f.name).exists():
+            with whole(folder/f.name) as tmp: shutil.copyfile(f, tmp)
+
 # %% ../nbs/41_cli.ipynb #93db26f3
 def explained(f): # -> the function, with its parameters' comments in its docstring, where tyro finds them
     "Let `--help` say what stands behind each parameter."
@@ -413,7 +449,7 @@ def explained(f): # -> the function, with its parameters' comments in its docstr
     f.__doc__ = f.__doc__.split('\n')[0] + '\n\nArgs:\n' + '\n'.join(f'    {name}: {what}' for name, what in said)
     return f
 
-COMMANDS = dict(demo=demo, pretrain=pretrain, degrade=degrade, backtrack=backtrack, sample=sample, evaluate=evaluate, compare=compare)
+COMMANDS = dict(demo=demo, pretrain=pretrain, degrade=degrade, backtrack=backtrack, sample=sample, evaluate=evaluate, compare=compare, lab=lab)
 
 def main(args=None): # command line arguments; None: those of the process
     "Run a command; the entry point of `disback`."

@@ -109,7 +109,7 @@ class PathStepper(Board):
             self.z, self.cond = torch.randn(n, *self.module.shape, generator=g), cond and cond(n, g)
             self.sigmas = sigma_ladder(self.module) if sigmas is None else torch.as_tensor(sigmas, dtype=torch.float64).reshape(-1)
             node = w.IntSlider(0, 0, len(path) - 1, description='node', continuous_update=True)
-            play = w.Play(value=0, min=0, max=len(path) - 1, interval=700, show_repeat=False); w.link((play, 'value'), (node, 'value'))
+            play = w.Play(value=0, min=0, max=len(path) - 1, interval=700, show_repeat=False); w.jslink((play, 'value'), (node, 'value'))
             sigma = w.SelectionSlider(options=[(f'{s:.2g}', i) for i, s in enumerate(self.sigmas.tolist())], value=len(self.sigmas) // 3, description='σ (data units)', style=dict(description_width='initial'))
             self.add(play, node=node, sigma=sigma)
 
@@ -168,7 +168,7 @@ class MismatchExplorer(Board):
             self.limits = limits(*self.samples) if self.samples[0].ndim == 2 else None
             wide, last = dict(description_width='initial'), len(recorder.records) - 1
             step = w.SelectionSlider(options=[(str(s), i) for i, s in enumerate(recorder.steps)], description='step')
-            play = w.Play(value=0, min=0, max=last, interval=400, show_repeat=False); w.link((play, 'value'), (step, 'index'))
+            play = w.Play(value=0, min=0, max=last, interval=400, show_repeat=False); w.jslink((play, 'value'), (step, 'index'))
             sigma = w.SelectionSlider(options=[(f'{s:.2g}', i) for i, s in enumerate(recorder.sigmas.tolist())], index=len(recorder.sigmas) // 2, description='σ (data units)', style=wide)
             node = w.SelectionSlider(options=[('as then', -1), *[(str(n.index), i) for i, n in enumerate(self.path)]], description='target node', style=wide)
             self.add(play, step=step, sigma=sigma, node=node, quantity=w.Dropdown(options=PARTS, value=quantity, description='heat map', style=wide))
@@ -245,8 +245,11 @@ class DistillationLab(Board):
         self.teachers, self.modes, self.lock, self.thread, self.wanted, self.beat = {}, [(-2., 0.), (2., 0.)], threading.RLock(), None, 0, 0.
         self.stage, self.painted = w.HTML(), 0.
         pick = lambda name, options, value, width='initial': w.Dropdown(options=options, value=value, description=name, style=dict(description_width='initial'), layout=w.Layout(width='max-content'))
+        kinds = ['far', 'collapsed', 'near', 'wide']
         with self.minding():
-            self.add(data=pick('data', [*POINT_SETS, 'placed modes'], data), kind=pick('start', ['far', 'collapsed', 'near', 'wide'], kind),
+            for given, known in ((data, [*POINT_SETS, 'placed modes']), (kind, kinds), *((a, [*ARMS]) for a in arms)):
+                if given not in known: raise ValueError(f"there is no {given!r} to choose: expected one of {', '.join(known)}")
+            self.add(data=pick('data', [*POINT_SETS, 'placed modes'], data), kind=pick('start', kinds, kind),
                      one=pick('arm', [*ARMS], arms[0]), other=pick('against', ['nobody', *ARMS], arms[1] if len(arms) > 1 else 'nobody'),
                      fake=pick('fake score learns', [('as fast', 1), ('4 times as fast', 4)], 1), loss=pick('loss', [*LOSSES], 'diff_instruct'), ratio=pick('fake steps a step', [1, 3, 5], 1),
                      nodes=pick('nodes', [2, 3, 5, 9], 5), itinerary=pick('itinerary', ['adaptive', 'proportional'], 'adaptive'), seed=pick('seed', [*range(10)], 0))
@@ -399,8 +402,12 @@ class Gallery(Board):
             if not self.pages: raise ValueError(f'the run in {folder} has nothing to show yet')
             self.facts = w.HTML()
             page = w.Dropdown(options=[*self.pages], description='show')
-            moment = w.SelectionSlider(options=self.pages[page.value][0], description='at', layout=w.Layout(width='420px'))
-            page.observe(lambda c: setattr(moment, 'options', self.pages[c['new']][0]), 'value')    # first: then the page is shown at its own moments
+            moment = w.SelectionSlider(options=('', ' '), description='at', layout=w.Layout(width='420px'))    # a slider of one place breaks in the browser
+            def turn(_=None): # a page with one moment hides the slider, another gives it its moments
+                moments = self.pages[page.value][0]
+                moment.layout.display = None if len(moments) > 1 else 'none'
+                if len(moments) > 1: moment.options = moments
+            turn(); page.observe(turn, 'value')    # before the page is shown
             self.add(page=page, moment=moment)
             self.box.children = (*self.box.children, self.facts)
 

@@ -148,11 +148,11 @@ def changed(page, before, i=0):
     until(page, "([i, before]) => { const p = document.querySelectorAll('.widget-image')[i]; return p && p.src !== before && p.complete; }", [i, before])
     return picture(page, i)
 
-def slider(page, label): return page.locator(".widget-slider, .widget-inline-hbox", has_text=label).first
+def slider(page, label): return page.locator(".widget-inline-hbox", has=page.locator(".widget-label", has_text=re.compile(f"^{label}"))).first
 
 def says(page, label, text):
     """Wait until the read-out of a slider says `text`."""
-    until(page, "([label, text]) => [...document.querySelectorAll('.widget-inline-hbox')].some(b => b.textContent.includes(label) && b.querySelector('.widget-readout')?.textContent.trim() === text)", [label, text])
+    until(page, "([label, text]) => [...document.querySelectorAll('.widget-inline-hbox')].some(b => b.querySelector('.widget-label')?.textContent.startsWith(label) && b.querySelector('.widget-readout')?.textContent.trim() === text)", [label, text])
 
 
 def test_path_stepper_follows_keys_mouse_and_play(notebook):
