@@ -396,7 +396,8 @@ def compare(out: Path,                          # run folder to write
     positive(budget=budget, threshold=threshold)
     for a in arms: c.parse_arm(a)
     protocol = c.PROTOCOLS[kind := c.kind_of(tasks)] if tasks else None
-    if min(seeds, default=0) < 0: raise ValueError(f"--seeds are whole numbers from 0, got {min(seeds)}")
+    if odd := [s for s in seeds if not 0 <= s < 2**62]: raise ValueError(f"--seeds are whole numbers from 0 to 2**62, got {odd[0]}")
+    tasks, arms, seeds = [[*dict.fromkeys(v)] for v in (tasks, arms, seeds)]    # each once
     given = {k: v for k, v in dict(budget=budget, threshold=threshold).items() if v is not None}
     protocol = protocol and replace(protocol, **given)
     folder = RunFolder(out, dict(stage='compare', tasks=tasks, arms=arms, seeds=seeds, protocol=protocol and asdict(protocol)), resume)

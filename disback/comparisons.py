@@ -13,7 +13,7 @@ __all__ = ['STARTS', 'OPTIMIZERS', 'PROTOCOLS', 'Amplify', 'Stack', 'Walks', 'Ba
 import csv, hashlib, json, math, multiprocessing, statistics
 from concurrent.futures import ProcessPoolExecutor
 from copy import copy, deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from .degradation import Degradation, EqualDrift, Every
 from .engine import Learner
 from .metrics import frechet_distance
 from .mixtures import GaussianMixture
-from .networks import OneStep, Placed, ResMLP, UNet, clone
+from .networks import OneStep, Placed, ResMLP, UNet
 from .paths import DegradationPath
 from .plots import COLORS
 from .pretraining import GeneratorState, Pretraining
@@ -116,8 +116,8 @@ def random_mixture(seed): # -> `GaussianMixture` in the plane
 def data_of(name): # 'ring', ..., 'digits' or 'mixture-N' -> `(shape, sample, held_out)`, samplers `(n, generator)`
     "The data of a task."
     kind, _, seed = name.partition('-')
-    if kind == 'mixture' and seed.isdecimal(): return (2,), (mixture := random_mixture(int(seed))).sample, mixture.sample
-    if name not in (*POINT_SETS, 'digits') and not name.startswith('modes:'): raise ValueError(f"unknown data {name!r} in a task: expected one of {', '.join(POINT_SETS)}, digits, modes:x,y/x,y/... (placed Gaussians), or mixture-N with a whole number N")
+    if kind == 'mixture' and seed.isdecimal() and int(seed) < 2**63: return (2,), (mixture := random_mixture(int(seed))).sample, mixture.sample
+    if name not in (*POINT_SETS, 'digits') and not name.startswith('modes:'): raise ValueError(f"unknown data {name!r} in a task: expected one of {', '.join(POINT_SETS)}, digits, modes:x,y/x,y/... (placed Gaussians), or mixture-N with a whole number N below 2**63")
     data = load_data(name)
     return data.shape, data.sample, data.held_out
 
@@ -470,7 +470,7 @@ def show_ratios(tables,     # list of `(title, summary)`
                 limit=8.):  # right edge
     "Draw each task's passes to the threshold as a share of the baseline's, a panel for each table."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, len(tables), figsize=(3.9 * len(tables), .75 + .16 * len({r['task'] for r in tables[0][1]})), sharey=True, layout='constrained', squeeze=False)
+    fig, axes = plt.subplots(1, len(tables), figsize=(3.9 * len(tables), max(1.8, .75 + .16 * len({r['task'] for r in tables[0][1]}))), sharey=True, layout='constrained', squeeze=False)
     for ax, (title, table) in zip(axes[0], tables):
         tasks = [*dict.fromkeys(r['task'] for r in table)]
         base = {r['task']: r for r in table if r['arm'].startswith('diff-instruct')}
@@ -511,7 +511,7 @@ def show_by_arm(table, budget, names): # names: `{heading: [arms]}`
     "Draw the passes to the threshold of many arms: a bar for the mean over tasks, a dot for each task."
     import matplotlib.pyplot as plt
     over, rows = over_tasks(table, budget), [(h, a) for h, arms in names.items() for a in arms]
-    fig, ax = plt.subplots(figsize=(8, .8 + .2 * len(rows) + .12 * len(names)), layout='constrained')
+    fig, ax = plt.subplots(figsize=(8, 1.3 + .2 * len(rows) + .12 * len(names)), layout='constrained')
     y, ticks, last = 0., [], None
     for heading, arm in rows:
         y += 1.6 if heading != last and last is not None else 1.; last = heading

@@ -197,10 +197,20 @@ MismatchExplorer.draw = _draw
 class Racer:
     "One arm of a race."
     def __init__(self, arm, run, spent): # its name, its `Backtracking`, the passes of stage 1
-        self.arm, self.run, self.spent, self.curve = arm, run, spent, []    # `(passes, energy distance)`
+        self.arm, self.run, self.spent, self.curve = arm, run, spent, []    # `(passes, energy distance)`, forty times a run
 
     @property
     def passes(self): return self.spent + self.run.step * self.run.passes / self.run.n_steps
+
+    @torch.no_grad()
+    def samples(self, n=500): # -> `(n, 2)`, always from the same noise
+        return (self.run.ema if self.run.step else self.run.student)(torch.randn(n, 2, generator=torch.Generator().manual_seed(2)))
+
+    def look(self, real): # real samples `(n, 2)`
+        "Note how far from the data the student is, if it is time."
+        if self.run.step % max(1, self.run.n_steps // 40) and self.run.step < self.run.n_steps: return
+        value = max(1e-3, float(energy_distance(self.samples(), real)))
+        self.curve += [(self.passes, value)] if self.curve else [(0., value), (self.spent, value)]
 
 SEEDING = threading.Lock()    # networks draw their first weights from torch's global generator
 
@@ -211,7 +221,7 @@ def race(lab, data, kind, arms, loss, ratio, nodes, itinerary, fake, seed): # yi
     "Teacher, stage 1, then the arms in turn; everything that exists is put into `lab`."
     _, sampler, _ = data_of(data)
     if data not in lab.teachers:
-        pretraining = Pretraining(seeded(seed, lambda: ResMLP(2, width=64, depth=2)), sampler, n_steps=lab.teacher_steps, batch=256, seed=seed)
+        pretraining = Pretraining(seeded(0, lambda: ResMLP(2, width=64, depth=2)), sampler, n_steps=lab.teacher_steps, batch=256)    # one teacher for all seeds
         for _ in pretraining: yield f'teaching the teacher: step {pretraining.step} of {pretraining.n_steps}'
         lab.teachers[data] = pretraining
     teacher, spent = lab.teachers[data].ema, 0.
@@ -225,9 +235,9 @@ def race(lab, data, kind, arms, loss, ratio, nodes, itinerary, fake, seed): # yi
     for arm in arms:
         before = 0. if arm == 'diff-instruct' else spent
         make = lambda n: Backtracking(clone(lab.beginner), **ARMS[arm](lab.path), loss=loss, ratio=ratio, itinerary=steps, n_steps=n, batch=lab.batch, lr=lr, fake_lr=fake * lr, seed=seed)
-        lab.racers.append(Racer(arm, make(max(1, int((lab.budget - before) / (make(10).passes / 10)))), before))
+        lab.racers.append(Racer(arm, make(max(1, int((lab.budget - before) / (make(10).passes / 10)))), before)); lab.racers[-1].look(lab.real)
     while left := [r for r in lab.racers if r.run.step < r.run.n_steps]:
-        next(min(left, key=lambda r: r.passes).run)
+        behind = min(left, key=lambda r: r.passes); next(behind.run); behind.look(lab.real)
         yield 'stage 2: ' + ', '.join(f'{r.arm} step {r.run.step} of {r.run.n_steps}' for r in lab.racers)
 
 # %% ../nbs/40_widgets.ipynb #52bc66c8
@@ -340,8 +350,7 @@ def _paint(self):
     "Draw where the racers stand."
     fig, picture = Figure(self.size, dpi=80, layout='constrained'), io.BytesIO()
     axes = fig.subplots(1, 1 + max(1, len(self.racers)), width_ratios=[1] * max(1, len(self.racers)) + [1.2])
-    z = torch.randn(500, 2, generator=torch.Generator().manual_seed(2))
-    shown = [(r, r.run.ema(z) if r.run.step else r.run.student(z)) for r in self.racers]
+    shown = [(r, r.samples()) for r in self.racers]
     lim = limits(self.real, *[x for _, x in shown]) if shown else limits(self.real)
     for ax, (r, x) in zip(axes, shown or [(None, None)]):
         show_samples(self.real, ax, 'the data', COLORS['data'], lim)
@@ -349,8 +358,7 @@ def _paint(self):
         node = r.run.walk.node
         show_samples(self.node_samples(node), ax, None, node_colors(len(self.path))[node], lim)
         show_samples(x, ax, f'{r.arm}: step {r.run.step}, target node {node}', COLORS['student'], lim)
-        if not r.curve or r.curve[-1][0] < r.passes: r.curve.append((r.passes, max(1e-3, float(energy_distance(x, self.real)))))
-        show_curve(*zip(*([(0., r.curve[0][1])] + r.curve)), axes[-1], r.arm, COLORS[r.arm])
+        show_curve(*zip(*r.curve), axes[-1], r.arm, COLORS[r.arm])
     axes[-1].set(xlim=(0, self.budget), yscale='log', xlabel='forward passes, stage 1 included', ylabel='energy distance (data units)')
     if shown: axes[-1].legend(fontsize=7, frameon=False)
     axes[-1].tick_params(labelsize=7)
@@ -372,13 +380,13 @@ def _save(self, folder): # must not exist; -> the commands that go on with it
         folder, s = Path(folder), self.state
         if folder.exists(): raise ValueError(f'{folder} exists: choose another folder')
         pretraining, source = self.teachers[self.task()], dict(name=self.task(), size=None, channels=None)
-        options = lambda run, *names: {k: run.settings[k] for k in names} | dict(n_steps=run.n_steps, seed=s['seed'])
-        teacher = RunFolder(folder/'teacher', dict(stage='pretrain', data=self.task(), size=None, channels=None, **options(pretraining, 'batch', 'lr')))
+        options = lambda run, *names: {k: run.settings[k] for k in names} | dict(n_steps=run.n_steps)
+        teacher = RunFolder(folder/'teacher', dict(stage='pretrain', data=self.task(), size=None, channels=None, seed=0, **options(pretraining, 'batch', 'lr')))
         save_network(teacher/'teacher.safetensors', pretraining.ema, source); teacher.finish()
         stage1 = RunFolder(folder/'path', dict(stage='degrade', teacher=folder/'teacher', seed=s['seed'], n_steps=self.record, batch=self.batch))
         self.path.save(stage1.path); save_network(stage1/'student.safetensors', self.beginner, source); stage1.finish(passes=max(r.spent for r in self.racers))
         for r in self.racers:
-            out = RunFolder(folder/r.arm, dict(stage='backtrack', path=folder/'path', arm=r.arm, loss=s['loss'], itinerary=s['itinerary'], ratio=s['ratio'], **options(r.run, 'batch', 'lr', 'fake_lr')))
+            out = RunFolder(folder/r.arm, dict(stage='backtrack', path=folder/'path', arm=r.arm, loss=s['loss'], itinerary=s['itinerary'], ratio=s['ratio'], seed=s['seed'], **options(r.run, 'batch', 'lr', 'fake_lr')))
             Checkpoints(out/'checkpoint.safetensors').save(r.run)
         given = lambda r: f"--loss {s['loss']} --itinerary {s['itinerary']} --n-steps {r.run.n_steps} --batch {self.batch} --lr {self.lr:g} --fake-lr {s['fake'] * self.lr:g} --ratio {s['ratio']} --seed {s['seed']}"
         commands = [f"disback backtrack --path {folder/'path'} --out {folder/r.arm} --arm {r.arm} {given(r)} --resume" for r in self.racers]
@@ -402,14 +410,19 @@ class Gallery(Board):
             if not self.pages: raise ValueError(f'the run in {folder} has nothing to show yet')
             self.facts = w.HTML()
             page = w.Dropdown(options=[*self.pages], description='show')
-            moment = w.SelectionSlider(options=('', ' '), description='at', layout=w.Layout(width='420px'))    # a slider of one place breaks in the browser
-            def turn(_=None): # a page with one moment hides the slider, another gives it its moments
-                moments = self.pages[page.value][0]
-                moment.layout.display = None if len(moments) > 1 else 'none'
-                if len(moments) > 1: moment.options = moments
-            turn(); page.observe(turn, 'value')    # before the page is shown
-            self.add(page=page, moment=moment)
+            self.sliders = {title: w.SelectionSlider(options=moments, description='at', layout=w.Layout(width='420px')) for title, (moments, _) in self.pages.items() if len(moments) > 1}
+            for s in self.sliders.values(): s.observe(lambda _: self.show(), 'value')    # one for each page: the End key forgets that options were exchanged
+            page.observe(lambda _: self.turn(), 'value')
+            self.add(page=page); self.turn()
             self.box.children = (*self.box.children, self.facts)
+
+    def turn(self): # show the slider of the page that is open
+        self.row.children = (self.controls['page'], *[s for title, s in self.sliders.items() if title == self.controls['page'].value])
+
+    @property
+    def state(self):
+        page = self.controls['page'].value
+        return dict(page=page, moment=self.sliders[page].value if page in self.sliders else self.pages[page][0][0])
 
     def pages_of(self, run): # -> `{title: (moments, draw)}`
         "What one run folder has to show."
@@ -423,7 +436,6 @@ class Gallery(Board):
 
     def frame(self, page, moment):
         moments, what = self.pages[page]
-        if moment not in moments: moment = moments[0]    # the slider still has the moments of the page before
         self.facts.value = facts(what.folder if isinstance(what, PathStepper) else what.parents[1] if what.suffix == '.png' else what)
         if isinstance(what, PathStepper): return what.frame(**what.state | dict(node=moments.index(moment)))
         return what.read_bytes() if what.suffix == '.png' else super().frame(page=page, moment=moment)
@@ -440,5 +452,6 @@ class Gallery(Board):
 def facts(run): # -> HTML table of a run's results
     "The numbers that a run ended with."
     done = read_json(run/'result.json') if (run/'result.json').is_file() else {'': 'not finished yet'}
-    numbers = {k: v for k, v in done.items() if isinstance(v, (int, float, str))} | {f'{k}, {j}': v for k, d in done.items() if isinstance(d, dict) for j, v in d.items()}
-    return '<table>' + ''.join(f'<tr><td>{html.escape(str(k))}</td><td>{html.escape(f"{v:.4g}" if isinstance(v, float) else str(v))}</td></tr>' for k, v in numbers.items()) + '</table>'
+    number = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)
+    rows = {k: ', '.join(f'{j} {number(x)}' for j, x in v.items()) if isinstance(v, dict) else number(v) for k, v in done.items() if not isinstance(v, list)}
+    return '<table>' + ''.join(f'<tr><td style="padding-right: 1em">{html.escape(str(k))}</td><td>{html.escape(v)}</td></tr>' for k, v in rows.items()) + '</table>'

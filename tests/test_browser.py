@@ -128,13 +128,20 @@ def notebook(server, browser):
     yield open_and_run
     for name, page in opened:
         if page.is_closed(): continue
-        if where := os.environ.get("DISBACK_SCREENSHOTS"):
-            Path(where).mkdir(parents=True, exist_ok=True)
-            if page.locator(".widget-image").count(): page.locator(".widget-image").first.scroll_into_view_if_needed()
-            page.screenshot(path=Path(where) / f"{name}.png")
+        shoot(page, name)
         assert page.locator('[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
         page.close()
     assert not wrong, wrong
+
+
+def shoot(page, name):
+    """Keep a picture of the page, the widget alone beside it."""
+    if not (where := os.environ.get("DISBACK_SCREENSHOTS")): return
+    Path(where).mkdir(parents=True, exist_ok=True)
+    if page.locator(".widget-image").count():
+        page.locator(".widget-image").first.scroll_into_view_if_needed()
+        page.locator(".jp-OutputArea-output", has=page.locator(".widget-image")).first.screenshot(path=Path(where) / f"{name}_widget.png")
+    page.screenshot(path=Path(where) / f"{name}.png")
 
 
 def ignorable(text): # what JupyterLab itself says of a server that has no user settings yet, and of closed connections
@@ -240,6 +247,7 @@ def test_lab_runs_pauses_steps_resets_saves_and_rests_when_closed(notebook, serv
     assert (server[1] / "runs/lab/disback/checkpoint.safetensors").is_file() and (server[1] / "runs/lab/path/path.json").is_file()
     page.get_by_role("button", name="save").first.click(); page.get_by_text("exists: choose another folder").first.wait_for()    # words, no stack trace
 
+    shoot(page, "lab")
     before = picture(page)
     page.get_by_role("button", name="reset").first.click(); page.get_by_text("press ▶").first.wait_for(); before = changed(page, before)
     page.get_by_role("button", name="place a mode").first.click(); before = changed(page, before)    # other data
