@@ -71,9 +71,11 @@ def test_wheel_holds_a_module_for_every_exporting_notebook(wheel):
     assert exported and exported <= modules_of(wheel.namelist())
 
 
-def test_wheel_holds_nothing_else(wheel):
-    assert all(re.match(r"disback(-[^/]*\.dist-info)?/", n) for n in wheel.namelist())
-    assert not [n for n in wheel.namelist() if n.endswith(".ipynb")]
+def test_wheel_holds_the_tutorials_and_nothing_else(wheel):
+    beside = [n for n in wheel.namelist() if not re.match(r"disback(-[^/]*\.dist-info)?/", n)]
+    tutorials = {re.sub(r"^disback-[^/]*\.data/data/share/disback/tutorials/", "", n) for n in beside}
+    assert tutorials == {p.name for p in (ROOT / "nbs" / "tutorials").glob("*.ipynb")}
+    assert not [n for n in set(wheel.namelist()) - set(beside) if n.endswith(".ipynb")]
 
 
 def metadata(wheel):
