@@ -1,14 +1,17 @@
 """The widgets in a real browser: JupyterLab in headless Chromium, driven by mouse and keyboard.
 
 Without Chromium the tests are skipped; DISBACK_BROWSER=required makes that a failure. Screenshots go to DISBACK_SCREENSHOTS, if it is set."""
+import json
 import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -70,6 +73,8 @@ def server(tmp_path_factory):
         nbformat.write(nb, folder / f"{name}.ipynb")
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     home = tmp_path_factory.mktemp("home")
+    quiet = home / "CONFIG" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True); quiet.write_text('{"fetchNews": "false"}')    # no pop-up before the widgets
     env = os.environ | {f"JUPYTER_{k}_DIR": str(home / k) for k in ("CONFIG", "DATA", "RUNTIME")} | dict(
         JUPYTER_TOKEN=token, OMP_NUM_THREADS="1", DISBACK_PROGRESS="0", PYTHONPATH=str(Path(__file__).parents[1]), HOME=str(home), PYTHON_KEYRING_BACKEND="")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
@@ -255,3 +260,26 @@ def test_lab_runs_pauses_steps_resets_saves_and_rests_when_closed(notebook, serv
     play.click(); rising(page, 0); thread(server, "works")
     page.close()                                    # nobody is there any more
     thread(server, "rests")
+
+
+def test_lab_command_serves_the_tutorials_on_loopback_with_a_token(tmp_path):
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    env = os.environ | {f"JUPYTER_{k}_DIR": str(tmp_path / k) for k in ("CONFIG", "DATA", "RUNTIME")} | dict(HOME=str(tmp_path), PYTHONUNBUFFERED="1")
+    command = [Path(sys.executable).with_name("disback"), "lab", "--out", str(tmp_path / "tutorials"), "--port", str(port), "--no-browser"]
+    with open(tmp_path / "log", "w") as log: process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    said = lambda: (tmp_path / "log").read_text()
+    try:
+        end = time.monotonic() + 90
+        while True:
+            assert process.poll() is None and time.monotonic() < end, said()[-3000:]
+            try: token = re.search(r"http://127\.0\.0\.1:\d+/lab\?token=(\w+)", said())[1]; urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).read(); break
+            except (OSError, TypeError): time.sleep(.2)
+        contents = f"http://127.0.0.1:{port}/api/contents"
+        with pytest.raises(urllib.error.HTTPError, match="403"): urllib.request.urlopen(contents, timeout=5)
+        served = json.load(urllib.request.urlopen(f"{contents}?token={token}", timeout=5))
+        assert {f["name"] for f in served["content"]} == {p.name for p in (Path(__file__).parents[1] / "nbs" / "tutorials").glob("*.ipynb")}
+        os.killpg(process.pid, signal.SIGINT)    # Ctrl-C
+        assert process.wait(30) == 0 and "Traceback" not in said(), said()[-3000:]
+        with pytest.raises(OSError): urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5)
+    finally:
+        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
