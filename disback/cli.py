@@ -431,7 +431,7 @@ def lab(out: Path = Path('tutorials'),  # folder for the notebooks; those that a
     env = {'JUPYTER_TOKEN': secrets.token_hex(16)} | os.environ
     print(f"the tutorials are in {out}: http://127.0.0.1:{port}/lab?token={env['JUPYTER_TOKEN']}\nstop with Ctrl-C", flush=True)
     command = [sys.executable, '-m', 'jupyterlab', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', f'--ServerApp.root_dir={out.resolve()}', f'--ServerApp.open_browser={browser}', *(['--allow-root'] * (hasattr(os, 'getuid') and os.getuid() == 0))]
-    server = subprocess.Popen(command, env=env)
+    server = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)    # Ctrl-C is ours: JupyterLab would ask first
     try: status = server.wait()
     except KeyboardInterrupt: server.terminate(); server.wait(); return None
     if status: raise ValueError(f"JupyterLab ended with status {status}: what it said is above")
