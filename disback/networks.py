@@ -61,10 +61,13 @@ class Preconditioned(nn.Module):
                 x,         # noised samples, `(B, *dims)`
                 sigma,     # noise level, `(B,)` or `()`, data units
                 cond=None, # class labels, `(B,)`, or None
+                **more,    # whatever else the raw network takes
                ):          # denoised samples, `(B, *dims)`
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-        c_skip, c_out, c_in, c_noise = precondition(sigma, self.sigma_data)
-        return expand(c_skip, x) * x + expand(c_out, x) * self.raw(expand(c_in, x) * x, c_noise, cond)
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        return expand(c_skip, x) * x + expand(c_out, x) * self.raw(expand(c_in, x) * x, c_noise, cond, **more)
+
+    def coefficients(self, sigma): return precondition(sigma, self.sigma_data)
 
 # %% ../nbs/03_networks.ipynb #ae048e66
 class NoiseEmbedding(nn.Module):
