@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['PRECONDITIONINGS', 'FAMILIES', 'resized', 'Conv', 'Block', 'Positional', 'Fourier', 'levels', 'SongUNet',
-           'DhariwalUNet', 'vp_coefficients', 've_coefficients', 'EDMNetwork', 'edm_network']
+           'DhariwalUNet', 'vp_coefficients', 've_coefficients', 'EDMNetwork', 'edm_network', 'read_weights',
+           'load_edm']
 
 # %% ../nbs/12_edm.ipynb #186814e4
 import math
+from pathlib import Path
 import torch
 from torch import nn
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from .diffusion import precondition
 from .networks import Preconditioned, register
+from .pickles import read_checkpoint
+from .runs import load_weights
 
 # %% ../nbs/12_edm.ipynb #7aba3a58
 def resized(x,            # `(B, C, H, W)`
@@ -323,3 +328,29 @@ def edm_network(**config): # keyword arguments of the official constructor, and 
     "A network of the official EDM families."
     try: return EDMNetwork(**config).eval()
     except (TypeError, AttributeError, RuntimeError, ZeroDivisionError, IndexError) as e: raise ValueError(f"these arguments do not describe an EDM network: {str(e).splitlines()[0]}") from None
+
+# %% ../nbs/12_edm.ipynb #8f873e72
+def read_weights(file): # `.safetensors`, or what `torch.save` wrote of a `state_dict` -> `{name: tensor}`
+    "Read weights alone, executing nothing."
+    try:
+        weights = load_file(file) if Path(file).suffix == '.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
+        if isinstance(weights, dict) and weights and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in weights.items()): return weights
+    except OSError as e: raise ValueError(f"{file} cannot be read ({e.strerror or e}): give a file of weights") from None
+    except Exception: pass    # torch and safetensors raise many kinds for what they will not read
+    raise ValueError(f"{file} does not hold weights by name and nothing else (nothing in it was run): give an official .pkl, a .safetensors file or a saved state_dict")
+
+def load_edm(file,        # an official checkpoint (`.pkl`), or weights alone (`.safetensors`, `.pt`, `.pth`)
+             key='ema',   # which network of an official checkpoint
+             config=None, # for weights alone: arguments of `edm_network`
+            ):            # `EDMNetwork`, not training
+    "Load a network of the official EDM families, strictly and without executing anything."
+    if not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file}: give an official checkpoint or a file of weights")
+    if Path(file).suffix == '.pkl':
+        found = read_checkpoint(file, key)
+        if found.args: raise ValueError(f"{file}: its network was made with arguments without names, which the official code never does: get the file anew from its publisher")
+        weights, config = found.tensors, found.kwargs | dict(class_name=found.class_name)
+    elif config is None: raise ValueError(f"{file} holds weights alone: say of which network, by the arguments of `edm_network`")
+    else: weights = read_weights(file)
+    try: net = edm_network(**config); load_weights(net, weights, 'its weights')
+    except ValueError as e: raise ValueError(f"{file}: {e}") from None
+    return net

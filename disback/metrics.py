@@ -192,6 +192,11 @@ def frechet_distance(x,             # samples `(n, *dims)`
 # %% ../nbs/05_metrics.ipynb #f4ba1bc0
 PrecisionRecall = namedtuple('PrecisionRecall', 'precision recall')
 
+def _squares(x, y, slack=0.):
+    "Squared distances `(rows, len(y))` by matrix products, a manageable number of rows at a time; made smaller by `slack` times the squared lengths."
+    xx, yy, rows = x.norm(dim=1, keepdim=True)**2, y.norm(dim=1)**2, max(1, 2**22 // len(y))
+    for a, aa in zip(x.split(rows), xx.split(rows)): yield torch.addmm((1 - slack) * (aa + yy), a, y.T, alpha=-2)
+
 def precision_recall(real,          # real samples `(n, *dims)`
                      fake,          # generated samples `(m, *dims)`
                      features=None, # callable `(n, *dims) -> (n, D)`; None: `features_for` their shape
@@ -200,8 +205,11 @@ def precision_recall(real,          # real samples `(n, *dims)`
     "Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2)."
     _pair(real, fake, least=k + 1, names=('real', 'fake'))
     real, fake = _features(real, features, 'real', k + 1), _features(fake, features, 'fake', k + 1)
-    radius = lambda x: torch.cat([d.kthvalue(k + 1, dim=1).values for d in _distances(x, x)])     # the nearest is the sample itself
-    covered = lambda x, by: torch.cat([(d <= r).any(1) for d in _distances(x, by)]).double().mean().item()
-    r = radius(real); precision = covered(fake, real)
-    r = radius(fake); recall = covered(real, fake)
-    return PrecisionRecall(precision, recall)
+    centre = real.mean(0); real = real - centre; fake = fake.to(real) - centre                      # short vectors, small rounding
+    reach = lambda x: torch.cat([d.topk(k + 1, largest=False).values[:, -1] for d in _squares(x, x)])   # the nearest is the sample itself
+    reach_real, reach_fake = reach(real), reach(fake)
+    precise, recalled, at = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device), 0
+    for d in _squares(fake, real, slack=1e-14):                                                      # a tie is inside, whatever the rounding
+        precise += int((d <= reach_real).any(1).sum())
+        recalled |= (d <= reach_fake[at:at + len(d), None]).any(0); at += len(d)
+    return PrecisionRecall(precise / len(fake), recalled.double().mean().item())

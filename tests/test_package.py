@@ -29,7 +29,7 @@ def wheel(tmp_path_factory):
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for file in "settings.ini", "setup.py", "pyproject.toml", "LICENSE", "README.md":
         if (ROOT / file).exists(): shutil.copy(ROOT / file, source)
-    for folder in "disback", "nbs", "tests", "tools":
+    for folder in "disback", "nbs", "recipes", "tests", "tools":
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     done = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)],
                           capture_output=True, text=True, timeout=300)
@@ -71,10 +71,10 @@ def test_wheel_holds_a_module_for_every_exporting_notebook(wheel):
     assert exported and exported <= modules_of(wheel.namelist())
 
 
-def test_wheel_holds_the_tutorials_and_nothing_else(wheel):
+def test_wheel_holds_tutorials_and_recipes_and_nothing_else(wheel):
     beside = [n for n in wheel.namelist() if not re.match(r"disback(-[^/]*\.dist-info)?/", n)]
-    tutorials = {re.sub(r"^disback-[^/]*\.data/data/share/disback/tutorials/", "", n) for n in beside}
-    assert tutorials == {p.name for p in (ROOT / "nbs" / "tutorials").glob("*.ipynb")}
+    shared = {re.sub(r"^disback-[^/]*\.data/data/share/disback/", "", n) for n in beside}
+    assert shared == {f"{p.parent.name}/{p.name}" for p in [*(ROOT / "nbs" / "tutorials").glob("*.ipynb"), *(ROOT / "recipes").glob("*.toml")]}
     assert not [n for n in set(wheel.namelist()) - set(beside) if n.endswith(".ipynb")]
 
 
