@@ -705,6 +705,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'disback.stages.sample': ('stages.html#sample', 'disback/stages.py'),
                                 'disback.stages.settings': ('stages.html#settings', 'disback/stages.py'),
                                 'disback.stages.source_of': ('stages.html#source_of', 'disback/stages.py'),
+                                'disback.stages.statistics': ('stages.html#statistics', 'disback/stages.py'),
                                 'disback.stages.table': ('stages.html#table', 'disback/stages.py'),
                                 'disback.stages.train': ('stages.html#train', 'disback/stages.py')},
             'disback.widgets': { 'disback.widgets.Board': ('widgets.html#board', 'disback/widgets.py'),

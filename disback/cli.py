@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Optional
 from .folders import RunFolder, generate, read_json, read_metrics
-from .stages import Compute, backtrack, degrade, evaluate, finished, import_, positive, pretrain, quality, sample, settings, table
+from .stages import Compute, backtrack, degrade, evaluate, finished, import_, positive, pretrain, quality, sample, settings, statistics, table
 
 # %% ../nbs/41_cli.ipynb #0cb67859
 def demo(out: Path = Path('runs/demo'),         # folder to write
@@ -245,7 +245,7 @@ def explained(f): # -> the function, with its parameters' comments in its docstr
     return f
 
 STAGES = {'pretrain': pretrain, 'import': import_, 'degrade': degrade, 'backtrack': backtrack, 'evaluate': evaluate, 'sample': sample}
-COMMANDS = dict(demo=demo, run=run, **STAGES, compare=compare, lab=lab)
+COMMANDS = dict(demo=demo, run=run, **STAGES, statistics=statistics, compare=compare, lab=lab)
 
 def main(args=None): # command line arguments; None: those of the process
     "Run a command; the entry point of `disback`."

@@ -115,7 +115,7 @@ def load_weights(module,  # module to be filled, in place
                  processes=OneProcess()):
     "Copy weights into a module, strictly."
     ours = module.state_dict()
-    for k in ours.keys() | weights.keys():
+    for k in sorted(ours.keys() | weights.keys()):
         a, b = (tuple(d[k].shape) if k in d else 'absent' for d in (ours, weights))
         if a != b and not processes.sharded:
             raise ValueError(f"{what} do not fit the network: {k} is {b} there and {a} in the network; use the network that they were saved from")

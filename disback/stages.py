@@ -6,7 +6,7 @@
 __all__ = ['SETTINGS', 'LABELS', 'Compute', 'logger', 'train', 'quality', 'real_samples', 'table', 'settings', 'positive',
            'pretrain', 'source_of', 'new_network', 'network_config', 'import_', 'degrade', 'drawn_as', 'backtrack',
            'itinerary_of', 'optimizer_of', 'Look', 'curves', 'path_figure', 'sample', 'check_classes', 'finished',
-           'evaluate', 'more_of', 'Judge']
+           'evaluate', 'more_of', 'Judge', 'statistics']
 
 # %% ../nbs/33_stages.ipynb #e8c41c72
 import json, re, time
@@ -461,3 +461,22 @@ class Judge:
     def __call__(self, x): # samples `(n, *dims)` -> a number
         from disback.metrics import frechet_from_moments, moments
         return frechet_from_moments(*(m.cpu() for m in moments(x, self.features)), *(m.cpu() for m in self.statistics))
+
+# %% ../nbs/33_stages.ipynb #5a83a6ae
+def statistics(out: Path,                      # file to write (.npz)
+               data: str,                      # real images, a folder or zip archive; where there are official splits, those of training
+               size: Optional[int] = None,     # side in pixels that images are resized to
+               channels: Optional[int] = None, # 1 (grey) or 3 (colour)
+               weights: Optional[Path] = None, # file of the Inception network; None: torch-fidelity's own download
+               device: Optional[str] = None,   # 'cpu', 'cuda', ...; a GPU if there is one
+              ):
+    "Write the statistics file of real images, for --reference."
+    from disback.data import Files, Images, official_splits
+    from disback.evaluation import embed, inception, save_statistics
+    if out.exists(): raise ValueError(f"{out} exists: choose another --out, or remove it first")
+    if not Path(data).expanduser().exists(): raise ValueError(f"there is no {data}: give a folder or zip archive of images")
+    images = Images(files := Files(data), size, channels, within=(official_splits(files) or [''])[0])
+    moments, _, _ = embed(lambda n, start: images[start:start + n], len(images), inception(weights, device), desc='images', silent=False)
+    save_statistics(out, moments.mean, moments.covariance)
+    print(f'{out.name}: {len(images):,} images of {" x ".join(map(str, images.shape))}, {len(moments.mean):,} features')
+    return dict(images=len(images), features=len(moments.mean))

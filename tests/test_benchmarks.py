@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-SPEED = Path(__file__).parents[1] / "benchmarks/speed.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-def speed(*args):
+def benchmark(name, *args):
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, SPEED, *args], env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, FOLDER / name, *args], env=env, capture_output=True, text=True, timeout=300)
+
+
+def speed(*args): return benchmark("speed.py", *args)
 
 
 def test_memory_does_not_depend_on_the_number_of_nodes_nor_grow():
@@ -29,3 +32,15 @@ def test_bad_arguments():
     for args, said in ((["--only", "speed"], "unknown part"), (["--threads", "0"], "at least 1"), (["--work"], "expected one argument")):
         done = speed(*args)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_a_recipe_trains_in_both_precisions():
+    rows = []
+    for precision, steps in (("fp32", "40"), ("bf16", "2")):      # bf16 is slow on processors
+        done = benchmark("recipe.py", "--recipe", "digits", "--batch", "16", "--precision", precision, "--steps", steps, "--device", "cpu", "--json")
+        assert done.returncode == 0, done.stderr
+        rows += json.loads(done.stdout)["rows"]
+    assert [r["precision"] for r in rows] == ["fp32", "bf16"] and rows[0]["fake_loss_last"] < .95 * rows[0]["fake_loss_first"], rows
+    for args, said in ((["--recipe", "none"], "there is no recipe"), (["--steps", "1"], "at least 2")):
+        done = benchmark("recipe.py", *args)
+        assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
