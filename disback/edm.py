@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRECONDITIONINGS', 'FAMILIES', 'resized', 'Conv', 'Block', 'Positional', 'Fourier', 'levels', 'SongUNet',
-           'DhariwalUNet', 'vp_coefficients', 've_coefficients', 'EDMNetwork', 'edm_network', 'read_weights',
-           'load_edm']
+           'DhariwalUNet', 'vp_coefficients', 've_coefficients', 'EDMNetwork', 'check_arguments', 'edm_network',
+           'dense', 'read_tensors', 'load_edm']
 
 # %% ../nbs/12_edm.ipynb #186814e4
-import math
+import math, warnings
 from pathlib import Path
 import torch
 from torch import nn
@@ -324,17 +324,38 @@ class EDMNetwork(Preconditioned):
         if cond.is_floating_point(): return cond.to(x.dtype)
         return F.one_hot(cond, self.n_classes).to(x.dtype)
 
+def check_arguments(config): # of `edm_network`
+    "Raise if an argument is of the wrong kind, or so large that no network can be meant."
+    whole = dict(img_resolution=4096, img_channels=64, label_dim=10**6, augment_dim=4096, model_channels=4096, channel_mult_emb=64, channel_mult_noise=64, num_blocks=64, M=10**6)
+    share, positive = ('dropout', 'label_dropout'), ('sigma_data', 'beta_d', 'beta_min')
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30
+    for k, v in config.items():
+        if k in whole and not (type(v) is int and (0 if k.endswith('dim') else 1) <= v <= whole[k]): raise ValueError(f"{k} must be a whole number from {0 if k.endswith('dim') else 1} to {whole[k]:,}, got {v!r:.50}")
+        if k in share and not (number(v) and 0 <= v < 1): raise ValueError(f"{k} must be a number from 0 to below 1, got {v!r:.50}")
+        if k in positive and not (number(v) and v > 0): raise ValueError(f"{k} must be a positive number, got {v!r:.50}")
+        if k in ('channel_mult', 'attn_resolutions', 'resample_filter') and not (isinstance(v, (list, tuple)) and len(v) <= 12 and all(type(i) is int and 1 <= i <= 4096 for i in v)):
+            raise ValueError(f"{k} must be a list of at most 12 whole numbers, got {v!r:.50}")
+        if k in ('sigma_min', 'sigma_max') and v is not None and not (isinstance(v, (int, float)) and v >= 0): raise ValueError(f"{k} must be a noise level, at least 0, got {v!r:.50}")
+
 def edm_network(**config): # keyword arguments of the official constructor, and `class_name` of the preconditioning -> an `EDMNetwork` with fresh weights, not training
-    "A network of the official EDM families."
-    try: return EDMNetwork(**config).eval()
-    except (TypeError, AttributeError, RuntimeError, ZeroDivisionError, IndexError) as e: raise ValueError(f"these arguments do not describe an EDM network: {str(e).splitlines()[0]}") from None
+    "A network of the official EDM families; its arguments are tried on shapes alone first."
+    check_arguments(config)
+    try:
+        with torch.device('meta'), torch.no_grad(): net = EDMNetwork(**config).eval(); net(torch.empty(1, *net.shape), torch.ones(1))
+        return EDMNetwork(**config).eval()
+    except (TypeError, AttributeError, RuntimeError, ZeroDivisionError, IndexError, AssertionError) as e: raise ValueError(f"these arguments do not describe an EDM network: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
 
 # %% ../nbs/12_edm.ipynb #8f873e72
-def read_weights(file): # `.safetensors`, or what `torch.save` wrote of a `state_dict` -> `{name: tensor}`
+def dense(v): # -> whether it is a tensor of real numbers as networks hold them
+    return isinstance(v, torch.Tensor) and v.layout is torch.strided and v.device.type == 'cpu' and not (v.is_complex() or v.is_quantized or v.is_nested)
+
+def read_tensors(file): # `.safetensors`, or what `torch.save` wrote of a `state_dict` -> `{name: tensor}`
     "Read weights alone, executing nothing."
     try:
-        weights = load_file(file) if Path(file).suffix == '.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
-        if isinstance(weights, dict) and weights and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in weights.items()): return weights
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')    # torch's own words on pickles; the sentence below says it
+            weights = load_file(file) if Path(file).suffix == '.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
+        if isinstance(weights, dict) and weights and all(isinstance(k, str) and dense(v) for k, v in weights.items()): return weights
     except OSError as e: raise ValueError(f"{file} cannot be read ({e.strerror or e}): give a file of weights") from None
     except Exception: pass    # torch and safetensors raise many kinds for what they will not read
     raise ValueError(f"{file} does not hold weights by name and nothing else (nothing in it was run): give an official .pkl, a .safetensors file or a saved state_dict")
@@ -345,12 +366,12 @@ def load_edm(file,        # an official checkpoint (`.pkl`), or weights alone (`
             ):            # `EDMNetwork`, not training
     "Load a network of the official EDM families, strictly and without executing anything."
     if not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file}: give an official checkpoint or a file of weights")
-    if Path(file).suffix == '.pkl':
+    if Path(file).suffix.lower() == '.pkl':
         found = read_checkpoint(file, key)
         if found.args: raise ValueError(f"{file}: its network was made with arguments without names, which the official code never does: get the file anew from its publisher")
         weights, config = found.tensors, found.kwargs | dict(class_name=found.class_name)
     elif config is None: raise ValueError(f"{file} holds weights alone: say of which network, by the arguments of `edm_network`")
-    else: weights = read_weights(file)
+    else: weights = read_tensors(file)
     try: net = edm_network(**config); load_weights(net, weights, 'its weights')
     except ValueError as e: raise ValueError(f"{file}: {e}") from None
     return net

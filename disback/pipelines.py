@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'VP_SCHEDULERS', 'EDM_SCHEDULERS', 'WEIGHTS', 'RENAMED', 'betas_of', 'log_sigmas_of', 'timestep', 'as_vp',
            'as_edm', 'as_consistency', 'unet2d', 'image_shape', 'unet_labels', 'DiffusersUNet', 'scheduler_facts',
-           'from_unet', 'read_config', 'read_unet', 'load_pipeline']
+           'from_unet', 'read_config', 'check_sizes', 'read_unet', 'load_pipeline']
 
 # %% ../nbs/13_pipelines.ipynb #c07d9579
 import json, math, re
@@ -205,10 +205,19 @@ def read_config(file): # -> plain data
     except (OSError, ValueError, RecursionError): pass
     raise ValueError(f"{file} is not a configuration, or is damaged: restore it from where the pipeline came from")
 
+def check_sizes(config, file): # of a U-Net, as read; for the message
+    "Raise if a size is of the wrong kind, or so large that no network can be meant."
+    whole = lambda v, most: type(v) is int and 1 <= v <= most
+    side, blocks, layers = config.get('sample_size'), config.get('block_out_channels', [1]), config.get('layers_per_block', 1)
+    if not (side is None or whole(side, 4096) or isinstance(side, list) and len(side) == 2 and all(whole(s, 4096) for s in side)): raise ValueError(f"{file}: sample_size must be a number of pixels or two, got {side!r:.50}")
+    if not (isinstance(blocks, list) and 1 <= len(blocks) <= 12 and all(whole(b, 8192) for b in blocks)): raise ValueError(f"{file}: block_out_channels must be a list of at most 12 numbers of channels, got {blocks!r:.50}")
+    if not whole(layers, 64): raise ValueError(f"{file}: layers_per_block must be a whole number from 1 to 64, got {layers!r:.50}")
+
 def read_unet(file): # `config.json` of a U-Net; its weights lie beside it -> `UNet2DModel`, not training
     "Read a U-Net of diffusers from its folder, weights from safetensors alone."
     config, weights = read_config(file), file.parent/f'{WEIGHTS}.safetensors'
     if (name := config.get('_class_name', 'UNet2DModel')) != 'UNet2DModel': raise ValueError(f"{file} describes a {name}: only UNet2DModel is read")
+    check_sizes(config, file)
     if not weights.is_file():
         raise ValueError(f"{file.parent} has no {weights.name}" + (f": {WEIGHTS}.bin is a pickle and is not read, save the U-Net anew with `save_pretrained`, as safetensors"
                          if (file.parent/f'{WEIGHTS}.bin').is_file() else ", whole and in single precision: save the U-Net with `save_pretrained`"))
@@ -226,4 +235,5 @@ def load_pipeline(folder,    # of a pipeline, or of its U-Net alone
     find = lambda part, name: next((f for f in (Path(folder)/part/name, Path(folder)/name) if f.is_file()), None)
     unet, scheduler = find('unet', 'config.json'), find('scheduler', 'scheduler_config.json')
     if unet is None: raise ValueError(f"{folder} holds no U-Net (no unet/config.json and no config.json): give the folder of a pipeline, already on this machine")
-    return from_unet(read_unet(unet), None if scheduler is None else read_config(scheduler), kind, **facts)
+    try: return from_unet(read_unet(unet), None if scheduler is None else read_config(scheduler), kind, **facts)
+    except (TypeError, AttributeError, RuntimeError, IndexError, ZeroDivisionError) as e: raise ValueError(f"{folder} does not describe a U-Net with its scheduler ({str(e).splitlines()[0] if str(e) else type(e).__name__}): get it anew from its publisher") from None

@@ -7,7 +7,7 @@ __all__ = ['read_toml', 'as_option', 'check_table', 'load_recipe', 'n_parameters
            'hours', 'plan_text']
 
 # %% ../nbs/26_recipes.ipynb #2767e3be
-import copy, inspect, math, statistics, time, types, typing
+import copy, inspect, json, math, statistics, time, types, typing
 from pathlib import Path
 import torch
 from .backtracking import backtracking_passes
@@ -32,11 +32,11 @@ def as_option(value, kind, name): # plain data, annotation, for the message -> t
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType): kind = next(a for a in args if a is not type(None)); return as_option(value, kind, name)
     if origin is typing.Literal and value in args: return value
-    if origin is tuple and isinstance(value, list): return tuple(as_option(v, args[0], name) for v in value)
+    if origin is tuple and isinstance(value, list) and (args[-1] is ... or len(value) == len(args)): return tuple(as_option(v, args[0], name) for v in value)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value): return float(value)
     if kind is Path and isinstance(value, str): return Path(value)
-    if kind in (int, str, bool) and type(value) is kind: return value
-    wanted = f"one of {', '.join(map(str, args))}" if origin is typing.Literal else {tuple: 'a list', float: 'a finite number', int: 'a whole number', str: 'text in quotes', Path: 'a path in quotes', bool: 'true or false'}.get(origin or kind, kind)
+    if kind in (int, str, bool) and type(value) is kind and not (kind is int and abs(value) >= 2**62): return value
+    wanted = f"one of {', '.join(map(str, args))}" if origin is typing.Literal else {tuple: 'a list' if args and args[-1] is ... else f'a list of {len(args)}', float: 'a finite number', int: 'a whole number', str: 'text in quotes', Path: 'a path in quotes', bool: 'true or false'}.get(origin or kind, kind)
     raise ValueError(f"{name} must be {wanted}, got {value!r}: mend the recipe")
 
 def check_table(table, options, name): # `{key: value}`, `{option: annotation}` -> `{option: value}`
@@ -56,6 +56,8 @@ def load_recipe(name,     # of a recipe that comes with the library, or the path
     said = read_toml(known.get(str(name), name))
     recipe = {k: said.pop(k, v) for k, v in dict(title=str(name), processes=1, network=None).items()}
     if type(recipe['processes']) is not int or recipe['processes'] < 1: raise ValueError(f"recipe {name}: processes must be a whole number, at least 1, got {recipe['processes']!r}")
+    try: recipe['network'] is None or json.dumps(recipe['network'])
+    except TypeError: raise ValueError(f"recipe {name}: the table network may hold text, numbers, true, false and lists, nothing else: mend it") from None
     if recipe['network'] is not None and not isinstance(recipe['network'], dict): raise ValueError(f"recipe {name}: network must be a table, [network], got {recipe['network']!r}")
     options = {k: {p.name: p.annotation for p in inspect.signature(f).parameters.values()} for k, f in commands.items()} | dict(compute=typing.get_type_hints(compute))
     if odd := [k for k in said if k not in options]: raise ValueError(f"recipe {name} has a table [{odd[0]}], which is no stage: expected some of network, {', '.join(options)}")
@@ -112,7 +114,7 @@ def plan(network,   # a denoiser; on the meta device if no `seconds` are wanted
          processes=1, # that share each batch
          pieces=1,  # that each process sends its share through in
          seconds=None, # a sample and forward pass, by device: `{name: seconds}`
-        ):          # plain data
+        ):          # `parameters, nodes, stages, teacher_calls, local_batch, weights_memory, saved_memory, path_disk, checkpoint_disk`; memory and disk in bytes
     "What recording, backtracking and evaluation cost: passes, images, memory, disk and time."
     keep = Every(degrade['every']) if degrade.get('every') else EqualDrift(degrade.get('nodes', 5))
     first = degradation_passes(degrade['n_steps'], degrade['batch'], degrade.get('pool', 4096), keep)
@@ -150,6 +152,6 @@ def plan_text(p,       # of `plan`
              f"{'stage':10s} {'steps':>8s} {'batch':>6s} {'passes':>9s} {'images':>12s}" + ''.join(f'{d:>22s}' for d in devices)]
     for r in p['stages']:
         lines.append(f"{r['stage']:10s} {r.get('steps', ''):>8} {r.get('batch', ''):>6} {'' if 'passes' not in r else format(r['passes'], ',.0f'):>9} {r['images']:>12,}" + ''.join(f"{hours(r['hours'][d]):>22s}" for d in devices))
-    lines += ['', f"A pass is one forward pass of a batch; a backward pass counts as two. {processes} process{'es' * (processes > 1)} share{'s' * (processes == 1)} each batch."]
-    if devices: lines.append(f"Times from a probe of a few forward passes on this machine, float32 unless the recipe says otherwise, divided by {processes}: an estimate; feature networks and the teacher's samples ({p['teacher_calls']} calls each) are not in it.")
+    lines += ['', f"A pass is one forward pass of a batch; a backward pass counts as two. Images are samples trained on, or drawn to be measured. Memory is that of stage 2. {processes} process{'es' * (processes > 1)} share{'s' * (processes == 1)} each batch."]
+    if devices: lines.append(f"Times from a probe of a few forward passes on this machine, float32 unless the recipe says otherwise{f', divided by {processes}' * (processes > 1)}: an estimate; feature networks and the teacher's samples ({p['teacher_calls']} calls each) are not in it.")
     return '\n'.join(lines)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'LABELS', 'Compute', 'logger', 'train', 'quality', 'real_samples', 'table', 'settings', 'positive',
-           'pretrain', 'source_of', 'new_network', 'network_config', 'import_', 'degrade', 'drawn_as', 'backtrack',
-           'itinerary_of', 'optimizer_of', 'Look', 'curves', 'path_figure', 'sample', 'check_classes', 'finished',
-           'evaluate', 'more_of', 'Judge', 'statistics']
+           'pretrain', 'source_of', 'new_network', 'network_config', 'import_', 'read_teacher', 'check_data', 'degrade',
+           'drawn_as', 'backtrack', 'itinerary_of', 'optimizer_of', 'Look', 'curves', 'path_figure', 'sample',
+           'check_classes', 'finished', 'evaluate', 'more_of', 'Judge', 'statistics']
 
 # %% ../nbs/33_stages.ipynb #e8c41c72
 import json, re, time
@@ -166,8 +166,10 @@ def new_network(shape, n_classes, config): # shape of a sample, classes or None,
     from disback.networks import ResMLP, UNet
     if config is None: return ResMLP(*shape, n_classes=n_classes) if len(shape) == 1 else UNet(shape, n_classes=n_classes)
     if len(shape) != 3: raise ValueError(f"--network describes a network for images, but the data have shape {tuple(shape)}: leave it out")
-    facts = dict(img_resolution=shape[-1], img_channels=shape[0], label_dim=n_classes or 0)
-    return edm_network(**facts | network_config(config)).train()
+    network = edm_network(**dict(img_resolution=shape[-1], img_channels=shape[0], label_dim=n_classes or 0) | network_config(config)).train()
+    if network.shape != tuple(shape): raise ValueError(f"--network is for images of shape {network.shape}, the data have {tuple(shape)}: leave img_resolution and img_channels out, or resize the data")
+    if network.n_classes != n_classes: raise ValueError(f"--network has {network.n_classes or 'no'} classes, the data give {n_classes or 'no labels'}: leave label_dim out, and use --labels for a network with classes")
+    return network
 
 def network_config(text): # JSON text -> dict
     "The arguments of an EDM network."
@@ -187,23 +189,37 @@ def import_(file: Path, /,                  # official EDM checkpoint (.pkl), we
             resume: bool = False,           # go on with the import in `out`
            ):
     "Make a run folder of somebody's checkpoint, as pretrain writes it, and execute nothing in it."
-    from disback.edm import load_edm
     from disback.networks import describe
     from disback.paths import file_digest
     from disback.recipes import n_parameters
     file = Path(file)
-    if not file.exists(): raise FileNotFoundError(f"there is no {file}: give an official checkpoint, a file of weights or a folder of diffusers")
-    if file.is_dir():
-        from disback.pipelines import load_pipeline
-        module, digest = load_pipeline(file, kind), None
-    else: module, digest = load_edm(file, key, None if network is None else network_config(network)), file_digest(file)
-    source = source_of(data, bool(module.n_classes), size or module.shape[-1], module.shape[0])
+    module = read_teacher(file, key, network, kind)
+    digest, source = None if file.is_dir() else file_digest(file), source_of(data, False, size or module.shape[-1], module.shape[0])
+    if source: check_data(module, source)
     folder = RunFolder(out, dict(stage='import', file=file, sha256=digest, key=key, kind=kind, data=data, size=size, network=describe(module)), resume)
     if folder.result: return folder.result
     save_network(folder/'teacher.safetensors', module, source)
     rows = dict(network=module.__class__.__name__, family=module.config.get('model_type', module.config.get('kind', '')), parameters=n_parameters(module), classes=module.n_classes or 0)
     print('\n'.join(f'{k:10s} {v:,}' if isinstance(v, int) else f'{k:10s} {v}' for k, v in rows.items()))
     return folder.finish(**rows)
+
+def read_teacher(file, key='ema', network=None, kind=None): # as `import_` -> a denoiser, not training
+    "Read somebody's checkpoint."
+    from disback.edm import load_edm
+    file = Path(file)
+    if not file.exists(): raise FileNotFoundError(f"there is no {file}: give an official checkpoint, a file of weights or a folder of diffusers")
+    if file.is_dir():
+        from disback.pipelines import load_pipeline
+        module = load_pipeline(file, kind)
+    else: module = load_edm(file, key, None if network is None else network_config(network))
+    if not all(v.isfinite().all() for v in module.state_dict().values()): raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
+    return module
+
+def check_data(module, source): # a network, arguments of `load_data`
+    "Raise if data do not fit the network that is said to have been trained on it."
+    from disback.data import load_data
+    data = load_data(**source)
+    if tuple(data.shape) != tuple(module.shape): raise ValueError(f"{source['name']} has samples of shape {tuple(data.shape)}, the network is for {tuple(module.shape)}: name the data that it was trained on")
 
 # %% ../nbs/33_stages.ipynb #72de0573
 def degrade(out: Path,                        # run folder to write
@@ -242,6 +258,7 @@ def degrade(out: Path,                        # run folder to write
 def drawn_as(labels, network): # data with labels, or None; -> `Labels`, or None
     "The distribution of labels in some data, for a network with as many classes."
     if labels is None: return None
+    if not labels: raise ValueError("--labels names data whose labels are counted, got nothing: leave it out for even labels")
     from disback.data import Labels, labels_of
     found, classes = labels_of(labels), getattr(network, 'n_classes', None)
     if classes is None: raise ValueError("--labels were given, but the network has no classes: leave them out")
@@ -278,13 +295,15 @@ def backtrack(out: Path,                        # run folder to write
     student, extra = load_network(Path(path)/'student.safetensors')
     nodes = DegradationPath.open(path)
     options = settings(student.shape, 'backtrack', n_steps=n_steps, batch=batch, lr=lr, fake_lr=fake_lr, ratio=ratio, decay=decay)
-    engine, walk, cond = compute.engine(), itinerary_of(itinerary), drawn_as(labels, student); engine.rows(options['batch'])
+    engine, walk, cond, adam = compute.engine(), itinerary_of(itinerary), drawn_as(labels, student), optimizer_of(betas); engine.rows(options['batch'])
+    if decay is not None and not 0 <= decay <= 1: raise ValueError(f"--decay is a share of the run, from 0 to 1, got {decay}")
     arguments = ARMS[arm](nodes); walk.check(max(1, len(arguments['path']) - 1), options['n_steps'])    # before the folder
     judge = Judge(extra['source'], reference, weights, engine)
+    if judge and eval_n < 2: raise ValueError(f"--eval-n must be at least 2, so that there is a covariance to compare, got {eval_n}")
     folder = RunFolder(out, dict(stage='backtrack', path=path, arm=arm, loss=loss, itinerary=itinerary, betas=betas, labels=labels, eval_every=eval_every, eval_n=None if eval_n == 1000 else eval_n,
                                  reference=reference, seed=seed, **options), resume, compute, engine.processes)
     if folder.result: return folder.result
-    run = Backtracking(student, **arguments, loss=loss, itinerary=walk, cond=cond, seed=seed, engine=engine, **options | optimizer_of(betas))
+    run = Backtracking(student, **arguments, loss=loss, itinerary=walk, cond=cond, seed=seed, engine=engine, **options | adam)
     look = Look(run, folder, judge, eval_every or max(1, run.n_steps // 20), eval_n, extra)
     seconds = train(run, folder, f'student ({arm})', measure=look)
     save_network(folder/'student.safetensors', run.ema, **extra, processes=engine.processes)
@@ -364,6 +383,7 @@ def sample(run: Path,                  # run folder of `backtrack` (the student 
            which: Literal['last', 'best'] = 'last', # the student at the end of training, or the best one that was looked at
            n_steps: int = 18,          # Heun steps of a teacher
            seed: int = 0,              # of the noise
+           resume: bool = False,       # take what is in the folder, if it is finished, or draw again
           ):
     "Draw samples from a finished run."
     import torch
@@ -373,8 +393,9 @@ def sample(run: Path,                  # run folder of `backtrack` (the student 
     module, _, _ = finished(run, which)
     classes = check_classes(classes, module)
     cond = None if classes is None else torch.tensor(classes).repeat_interleave(n := -(-n // len(classes)))
+    folder = RunFolder(out or Path(run)/f'samples-{seed}', dict(stage='sample', run=run, n=n, classes=classes, which=which, n_steps=n_steps, seed=seed), resume)
+    if folder.result: return folder.result
     x, nfe = generate(module, n if cond is None else len(cond), seed, n_steps, cond)
-    folder = RunFolder(out or Path(run)/f'samples-{seed}', dict(stage='sample', run=run, n=n, classes=classes, which=which, n_steps=n_steps, seed=seed))
     save_state(folder/'samples.safetensors', dict(samples=x) | ({} if cond is None else dict(labels=cond)))
     title = f'{len(x)} samples, {nfe} network call{"s" * (nfe > 1)} each'
     if cond is None or x.ndim != 4: fig = filmstrip([x], [title], width=4, most=len(x))
@@ -382,13 +403,14 @@ def sample(run: Path,                  # run folder of `backtrack` (the student 
         ax = show_images(x, title=title, columns=n); side = x.shape[2] + 1
         ax.set(yticks=[side * (i + .5) for i in range(len(classes))], yticklabels=classes, ylabel='class'); fig = ax.figure
     folder.figure('samples.png', fig)
-    return dict(samples=folder/'samples.safetensors', figure=folder/'figures'/'samples.png', nfe=nfe)
+    return folder.finish(samples=str(folder/'samples.safetensors'), figure=str(folder/'figures'/'samples.png'), nfe=nfe)
 
 def check_classes(classes, module): # -> list of classes to draw, or None
     "Classes of a network, as asked for."
     known = getattr(module, 'n_classes', None)
     if known is None and classes is not None: raise ValueError("--classes were given, but the network has none: leave them out")
     if known is None: return None
+    if classes is not None and not classes: raise ValueError(f"--classes names at least one class, from 0 to {known - 1}: leave it out for all")
     if odd := [c for c in classes or () if not 0 <= c < known]: raise ValueError(f"--classes are whole numbers from 0 to {known - 1}, got {odd[0]}")
     return [*(classes or range(min(10, known)))]
 
@@ -412,13 +434,14 @@ def evaluate(run: Path,          # run folder of `backtrack`, `pretrain` or `imp
              n_steps: int = 18,  # Heun steps of a teacher
              compute: Compute = Compute(),    # where to compute
             ):
-    "Measure samples of a finished run against real samples it was not trained on."
+    "Measure samples of a finished run against held-out samples, or a file of statistics (by custom, of the training images)."
     from disback.evaluation import Draw, inception, statement
     from disback.evaluation import evaluate as measured
     from disback.runs import write_json
     positive(n=n, n_steps=n_steps)
     module, data, stage = finished(run, which)
     if reference is None and data is None: raise ValueError(f"{run} does not say what data its network was trained on: give a statistics file by --reference, or name the data by `import --data`")
+    if not seeds or len({*seeds}) < len(seeds) or min(seeds) < 0: raise ValueError(f"--seeds are different whole numbers from 0, at least one, got {', '.join(map(str, seeds)) or 'none'}")
     if reference is not None and features == 'ours': raise ValueError("--reference is a file of statistics of the Inception network: add --features inception")
     engine = compute.engine(); device = engine.device_for(module)
     draw = Draw(engine.place(module), n_steps, n_classes=module.n_classes)
@@ -426,7 +449,7 @@ def evaluate(run: Path,          # run folder of `backtrack`, `pretrain` or `imp
     row = dict(nfe=draw.nfe) | {k: round(v['mean'], 4) for k, v in result.items() if k != 'protocol'} | {f'{k} (deviation)': round(v['std'], 4) for k, v in result.items() if k != 'protocol' and v['std'] is not None}
     if data is not None: row |= more_of(draw, data, n, seeds[0])
     if engine.processes.rank == 0:
-        write_json(Path(run)/f"evaluation{'-best' * (which == 'best')}.json", row | dict(result=result))
+        write_json(Path(run)/f"evaluation{'-fid' * (features == 'inception')}{'-best' * (which == 'best')}.json", row | dict(result=result))
         print(table({stage: row}), statement(result), sep='\n\n')
     return row
 
@@ -468,15 +491,16 @@ def statistics(out: Path,                      # file to write (.npz)
                size: Optional[int] = None,     # side in pixels that images are resized to
                channels: Optional[int] = None, # 1 (grey) or 3 (colour)
                weights: Optional[Path] = None, # file of the Inception network; None: torch-fidelity's own download
-               device: Optional[str] = None,   # 'cpu', 'cuda', ...; a GPU if there is one
+               compute: Compute = Compute(),   # where to compute
               ):
     "Write the statistics file of real images, for --reference."
+    import torch
     from disback.data import Files, Images, official_splits
     from disback.evaluation import embed, inception, save_statistics
     if out.exists(): raise ValueError(f"{out} exists: choose another --out, or remove it first")
     if not Path(data).expanduser().exists(): raise ValueError(f"there is no {data}: give a folder or zip archive of images")
     images = Images(files := Files(data), size, channels, within=(official_splits(files) or [''])[0])
-    moments, _, _ = embed(lambda n, start: images[start:start + n], len(images), inception(weights, device), desc='images', silent=False)
+    moments, _, _ = embed(lambda n, start: images[start:start + n], len(images), inception(weights, torch.device(compute.engine().device)), desc='images', silent=False)
     save_statistics(out, moments.mean, moments.covariance)
     print(f'{out.name}: {len(images):,} images of {" x ".join(map(str, images.shape))}, {len(moments.mean):,} features')
     return dict(images=len(images), features=len(moments.mean))
