@@ -21,7 +21,7 @@ class RunFolder:
                  processes=None, # those of the run; only the first one writes
                 ):
         self.path, config, self.rank = Path(out), json.loads(json.dumps(config, default=str)), 0 if processes is None else processes.rank
-        self.compute = compute
+        self.compute, self.processes = compute, processes
         if self.rank == 0: self.start(config, resume)
         if processes is not None: processes.wait()
 
@@ -53,6 +53,7 @@ class RunFolder:
         if self.rank == 0:
             write_json(self/'result.json', result)
             for file in [*self.path.glob('checkpoint*.safetensors'), *self.path.glob('candidate-*.safetensors')]: file.unlink()
+        if self.processes is not None: self.processes.wait()    # until the first has written everything
         return result
 
     def figure(self, name, fig):

@@ -1,6 +1,7 @@
 """Two processes on the CPU (gloo) do what one does: the same weights, with copied and with shared weights; and a process that dies takes the run down, which then resumes.
 
 This file is also the program that each process runs: `torchrun ... tests/test_processes.py FOLDER`."""
+import json
 import os
 import signal
 import subprocess
@@ -117,6 +118,49 @@ def test_a_process_that_dies_takes_the_run_down_and_it_resumes(tmp_path):
     assert status == 0, err
     a, b = [load_state(tmp_path / k / "student.safetensors")["weights"] for k in ("alone", "two")]
     assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-6
+
+RECIPE = """[network]
+img_resolution = 8
+img_channels = 1
+label_dim = 10
+model_type = "SongUNet"
+model_channels = 8
+channel_mult = [1]
+num_blocks = 1
+attn_resolutions = []
+dropout = 0.0
+[pretrain]
+labels = true
+n_steps = 3
+batch = 8
+[degrade]
+nodes = 2
+n_steps = 2
+batch = 8
+[backtrack]
+n_steps = 2
+batch = 8
+eval_every = 2
+eval_n = 20
+[evaluate]
+n = 20
+n_steps = 3
+[sample]
+n = 10
+n_steps = 3
+"""
+
+
+def test_a_recipe_runs_on_two_processes(tmp_path):
+    from disback.runs import load_state
+    (tmp_path / "small.toml").write_text(RECIPE)
+    for processes, name in ((1, "alone"), (2, "two")):
+        status, err = finish(disback("run", "--recipe", tmp_path / "small.toml", "--out", tmp_path / name, processes=processes))
+        assert status == 0, err
+    a, b = [load_state(tmp_path / k / "student" / "student.safetensors")["weights"] for k in ("alone", "two")]
+    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-4      # Adam's first steps make much of a rounding where a gradient is nearly zero
+    one, two = [json.loads((tmp_path / k / "result.json").read_text())["student"] for k in ("alone", "two")]
+    assert one.keys() == two.keys() and abs(one["frechet"] / two["frechet"] - 1) < 1e-2
 
 
 if __name__ == "__main__": work(Path(sys.argv[1]))
