@@ -266,7 +266,8 @@ def test_lab_command_serves_the_tutorials_on_loopback_with_a_token(tmp_path):
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     env = os.environ | {f"JUPYTER_{k}_DIR": str(tmp_path / k) for k in ("CONFIG", "DATA", "RUNTIME")} | dict(HOME=str(tmp_path), PYTHONUNBUFFERED="1")
     command = [Path(sys.executable).with_name("disback"), "lab", "--out", str(tmp_path / "tutorials"), "--port", str(port), "--no-browser"]
-    with open(tmp_path / "log", "w") as log: process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    with open(tmp_path / "log", "w") as log: process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True,
+                                                                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))    # a shell's background jobs ignore Ctrl-C
     said = lambda: (tmp_path / "log").read_text()
     try:
         end = time.monotonic() + 90
