@@ -121,7 +121,9 @@ def run(out: Path,                       # folder to write
     for option, file in dict(teacher=teacher, reference=reference, weights=weights).items():
         if file is not None and not Path(file).exists(): raise FileNotFoundError(f"there is no {file}: --{option} wants a file that is there")
     if reference is not None: load_statistics(reference)
-    if trains: new_network(load_data(first := plan['pretrain'].get('data', 'digits'), labels := plan['pretrain'].get('labels', False)).shape, None if not labels else load_data(first, labels).n_classes, network_text(plan))
+    if trains:
+        source = load_data(plan['pretrain'].get('data', 'digits'), **{k: v for k, v in plan['pretrain'].items() if k in ('labels', 'size', 'channels')})
+        new_network(source.shape, source.n_classes, network_text(plan))
     elif (Path(teacher)/'config.json').exists(): stage_folder(teacher, 'pretrain', 'import', option='--teacher')
     else: read_teacher(teacher, **dict(network=network_text(plan)) | {k: v for k, v in plan['import'].items() if k in ('key', 'network', 'kind')})
     if data is not None: load_data(data)
@@ -223,17 +225,17 @@ def value_of(option, args): # '--recipe', list of text -> its value, or None
 
 def with_recipe(stage, f, name, dry): # name of a recipe, or None; whether a plan is asked for -> a function for tyro
     "A command with the options `--recipe` and `--dry-run`."
-    P, plan, kind = inspect.Parameter, {}, 'disback run' if stage == 'run' else f'disback {stage}'
-    if dry and name is None: raise ValueError(f"--dry-run prints the plan of a recipe: name one, {kind} --recipe imagenet64 --dry-run")
+    P, plan = inspect.Parameter, {}
+    if dry and name is None: raise ValueError(f"--dry-run prints the plan of a recipe: name one, disback {stage} --recipe imagenet64 --dry-run")
     if name is not None:
         from disback.recipes import load_recipe
         plan = load_recipe(name, STAGES, Compute)
-    defaults = plan.get(stage, {}) | ({'compute': Compute(**plan['compute'])} if plan else {})
+    defaults = plan.get(stage, {}) | dict(compute=Compute(**plan.get('compute', {})))
     if plan.get('network') and stage in ('pretrain', 'import'): defaults = dict(network=network_text(plan)) | defaults
-    old = [p.replace(default=defaults.get(p.name, p.default)) for p in inspect.signature(f).parameters.values()]
+    old = [p.replace(default=defaults.get(p.name, p.default), annotation=Compute if p.name == 'compute' else p.annotation) for p in inspect.signature(f).parameters.values()]
     if dry: old = [p if p.default is not P.empty else p.replace(kind=P.KEYWORD_ONLY, default=None, annotation=Optional[p.annotation]) for p in old]
     new = [p for p in [P('recipe', P.KEYWORD_ONLY, default=None, annotation=Optional[str]), P('dry_run', P.KEYWORD_ONLY, default=False, annotation=bool)] if p.name not in {p.name for p in old}]
-    def command(*args, recipe=None, dry_run=False, **options): return print(plan_of(plan, stage, options)) if dry_run else f(*args, **options)
+    def command(*args, recipe=None, dry_run=False, **options): return print(plan_of(plan, stage, options)) if dry_run else f(*args, **options, **(dict(recipe=recipe) if stage == 'run' else {}))
     command.__signature__ = inspect.Signature(sorted([*old, *new], key=lambda p: p.kind))
     command.__annotations__, command.__name__ = {p.name: p.annotation for p in (*old, *new)}, f.__name__
     command.__doc__ = f.__doc__ + '\n    recipe: take options that are not given from a recipe: one that comes with the library, or a TOML file\n    dry_run: print what the whole recipe will need, and do nothing'
@@ -281,8 +283,7 @@ def main(args=None): # command line arguments; None: those of the process
             warnings.showwarning = lambda message, *_, **__: print(f'disback: {message}', file=sys.stderr)
             args = [*sys.argv[1:]] if args is None else [*args]
             commands = {k: explained(f) for k, f in COMMANDS.items()}
-            if args and args[0] in STAGES: commands[args[0]] = with_recipe(args[0], commands[args[0]], value_of('--recipe', args), '--dry-run' in args)
-            if args and args[0] == 'run' and '--dry-run' in args: commands['run'] = with_recipe('run', commands['run'], value_of('--recipe', args), True)
+            if args and args[0] in (*STAGES, 'run'): commands[args[0]] = with_recipe(args[0], commands[args[0]], value_of('--recipe', args), '--dry-run' in args)
             tyro.extras.subcommand_cli_from_dict(commands, args=args, prog='disback', description='Distil diffusion models along a path.', config=(tyro.conf.OmitArgPrefixes,))
         if 'disback.engine' in sys.modules: sys.modules['disback.engine'].join().end()    # several processes part in good order
     except KeyboardInterrupt as e: end(f"disback: {str(e) or 'interrupted'}; if the run folder has been started, go on with the same command and --resume", status=130)
