@@ -1,6 +1,6 @@
 """The digits recipe as a user runs it: a teacher of the EDM family, imported from a file in the official form, taken through both stages.
 
-Its fast sibling, with a recipe of a few steps, is in nbs/41_cli."""
+Its fast sibling, with a recipe of a few steps, is in nbs/46_cli."""
 import json
 import os
 import subprocess
