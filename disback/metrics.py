@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ModeCoverage', 'PrecisionRecall', 'energy_distance', 'mmd', 'exact_w2', 'sliced_w2', 'frechet_from_moments',
            'gaussian_w2', 'mode_coverage', 'image_features', 'digit_features', 'features_for', 'moments',
-           'frechet_distance', 'precision_recall']
+           'frechet_distance', 'precision_recall', 'Judge']
 
 # %% ../nbs/07_metrics.ipynb #3e5bc74b
 import math
 from collections import namedtuple
+from typing import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -213,3 +214,30 @@ def precision_recall(real,          # real samples `(n, *dims)`
         precise += int((d <= reach_real).any(1).sum())
         recalled |= (d <= reach_fake[at:at + len(d), None]).any(0); at += len(d)
     return PrecisionRecall(precise / len(fake), recalled.double().mean().item())
+
+# %% ../nbs/07_metrics.ipynb #b41d2759
+class Judge:
+    "Real samples, or the statistics of their features, and how far others are from them."
+    def __init__(self,
+                 real:torch.Tensor|None=None,  # real samples `(n, *dims)`; None: `statistics` alone
+                 features:Callable|None=None,  # `(n, *dims) -> (n, D)`; None: `features_for` their shape
+                 statistics:tuple|None=None,   # mean `(D,)` and covariance `(D, D)` of features; None: those of `real`
+                 name:str='frechet',           # of `distance`: 'energy' is the energy distance, any other the Fréchet distance
+                ):
+        if real is None and statistics is None: raise ValueError("a judge needs real samples, or the statistics of their features")
+        if real is None and name == 'energy': raise ValueError("the energy distance needs real samples, statistics are not enough")
+        self.real, self.features, self.name = real, features, name
+        self.statistics = moments(real, features) if statistics is None and name != 'energy' else statistics
+
+    def distance(self, x:torch.Tensor)->float: # samples `(n, *dims)`
+        "How far samples are from the real ones, in the one number that a run is followed by."
+        if self.name == 'energy': return energy_distance(x, self.real)
+        return frechet_from_moments(*moments(x, self.features), *self.statistics)
+
+    def __call__(self, x:torch.Tensor)->dict: # samples `(n, *dims)` -> `{measure: number}`
+        "All that a table shows: the distance, precision and recall, for points the energy distance too."
+        told = {self.name: self.distance(x)}
+        if self.real is None: return told
+        told |= precision_recall(self.real, x[:len(self.real)], self.features)._asdict()
+        if self.real.ndim == 2 and 'energy' not in told: told['energy'] = energy_distance(x, self.real)
+        return told

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'HOMES', 'register', 'describe', 'build', 'Preconditioned', 'NoiseEmbedding', 'MLPBlock', 'ResMLP',
-           'ConvBlock', 'UNet', 'clone', 'OneStep', 'Placed']
+           'ConvBlock', 'UNet', 'clone', 'seeded', 'device_of', 'OneStep', 'Placed']
 
 # %% ../nbs/05_networks.ipynb #296067ed
-import copy, importlib, math
+import copy, importlib, math, threading
+from contextlib import contextmanager
+from typing import Iterator
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -181,6 +183,23 @@ def clone(module,          # any module
     module = copy.deepcopy(module).requires_grad_(trainable)
     return module if trainable else module.eval()
 
+# %% ../nbs/05_networks.ipynb #d57b8187
+_SEEDING = threading.Lock()    # one global generator, and widgets train in threads
+
+@contextmanager
+def seeded(seed:int # whole number from 0
+          )->Iterator[None]:
+    "Within the block, torch's global generator on the CPU starts at `seed`; afterwards it is as it was."
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed % 2**62)
+        yield
+
+def device_of(module:nn.Module # any module
+             )->torch.device:
+    "The device of a module's parameters or buffers; the CPU if it has none."
+    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+    return next((t.device for t in tensors), torch.device('cpu'))
+
 # %% ../nbs/05_networks.ipynb #a41423b3
 @register
 class OneStep(nn.Module):
@@ -195,6 +214,8 @@ class OneStep(nn.Module):
             raise ValueError(f"sigma_init is a noise level in data units and must be positive and finite, got {sigma_init}")
         self.denoiser, self.sigma_init = clone(denoiser).eval(), float(sigma_init)    # dropout is off in distillation
         self.shape, self.n_classes = getattr(denoiser, 'shape', None), getattr(denoiser, 'n_classes', None)
+
+    calls = 1    # network calls a sample
 
     @property
     def config(self): return dict(denoiser=self.denoiser, sigma_init=self.sigma_init)
