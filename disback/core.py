@@ -16,8 +16,8 @@ def bounds(least:float=-math.inf, # smallest value that is allowed
            below:float=math.inf,  # and smaller than this
           )->str:                 # such as 'above 0 and at most 1'
     "A range in words."
-    said = {f'at least {least}': least, f'above {above}': above, f'at most {most}': most, f'below {below}': below}
-    return ' and '.join(words for words, value in said.items() if math.isfinite(value))
+    said = dict(zip(('at least', 'above', 'at most', 'below'), (least, above, most, below)))
+    return ' and '.join(f'{word} {value}' for word, value in said.items() if math.isfinite(value))
 
 # %% ../nbs/00_core.ipynb #d02a7b2e
 def check_number(name:str,   # what the number is called in the message
@@ -45,8 +45,8 @@ def check_choice(name:str,  # what is chosen, for the message
                 )->None:
     "Raise a `ValueError` unless `value` is one of the known ones."
     known = [*known]
-    if not isinstance(value, (str, int, type(None))) or value not in known:
-        raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(map(str, known))}{others}")
+    if isinstance(value, (str, int, type(None))) and value in known: return
+    raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(map(str, known))}{others}")
 
 # %% ../nbs/00_core.ipynb #dc153a57
 def patch(f:Callable # a function whose first parameter is annotated with a class
@@ -97,8 +97,8 @@ class Table:
         return '\n'.join('  '.join(pad(i, text) for i, text in enumerate(line)).rstrip() for line in lines)
 
     def _repr_html_(self):
-        align = lambda i: 'left' if i < self.left else 'right'
-        line = lambda tag, texts: ''.join(f'<{tag} style="text-align:{align(i)}">{html.escape(t)}</{tag}>'
-                                          for i, t in enumerate(texts))
-        rows = [line('th', self.columns), *(line('td', cells) for cells in self.cells)]
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        def line(tag, texts):
+            sides = ['left'] * self.left + ['right'] * len(texts)
+            cells = [f'<{tag} style="text-align:{side}">{html.escape(t)}</{tag}>' for side, t in zip(sides, texts)]
+            return f"<tr>{''.join(cells)}</tr>"
+        return f"<table>{line('th', self.columns)}{''.join(line('td', cells) for cells in self.cells)}</table>"
