@@ -46,7 +46,8 @@ def check_choice(name:str,  # what is chosen, for the message
     "Raise a `ValueError` unless `value` is one of the known ones."
     known = [*known]
     if isinstance(value, (str, int, type(None))) and value in known: return
-    raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(map(str, known))}{others}")
+    names = ', '.join(map(str, known))
+    raise ValueError(f"unknown {name} {value!r}: expected one of {names}{others}")
 
 # %% ../nbs/00_core.ipynb #dc153a57
 def patch(f:Callable # a function whose first parameter is annotated with a class
@@ -97,8 +98,9 @@ class Table:
         return '\n'.join('  '.join(pad(i, text) for i, text in enumerate(line)).rstrip() for line in lines)
 
     def _repr_html_(self):
+        sides = ['left'] * self.left + ['right'] * len(self.columns)
         def line(tag, texts):
-            sides = ['left'] * self.left + ['right'] * len(texts)
-            cells = [f'<{tag} style="text-align:{side}">{html.escape(t)}</{tag}>' for side, t in zip(sides, texts)]
-            return f"<tr>{''.join(cells)}</tr>"
-        return f"<table>{line('th', self.columns)}{''.join(line('td', cells) for cells in self.cells)}</table>"
+            cells = [f'<{tag} style="text-align:{side}">{html.escape(t)}' for side, t in zip(sides, texts)]
+            return f"<tr>{''.join(cells)}"
+        lines = [line('th', self.columns), *(line('td', cells) for cells in self.cells)]
+        return f"<table>{''.join(lines)}</table>"
