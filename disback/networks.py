@@ -26,7 +26,7 @@ def register(cls:type # a class of modules that keep their arguments in `config`
     NETWORKS[cls.__name__] = cls
     return cls
 
-# %% ../nbs/05_networks.ipynb #f81e6a4c
+# %% ../nbs/05_networks.ipynb #76bc7c65
 def describe(module:nn.Module # of a registered class
             )->dict:          # `{"name": ..., "args": ...}`, plain data
     "The description from which `build` makes a module of the same architecture."
@@ -34,9 +34,9 @@ def describe(module:nn.Module # of a registered class
     if cls.__mro__[1].__name__ == 'FSDPModule': cls = cls.__mro__[2] # put on top by `fully_shard`
     name = cls.__name__
     if NETWORKS.get(name) is not cls:
-        raise ValueError(f"{name} is not a registered network (known: {', '.join(NETWORKS)}): decorate its "
-                         "class with `register` and keep its arguments in `self.config`, or hand the network in "
-                         "where it is needed")
+        raise ValueError(f"{name} is not a registered network (known: {', '.join(NETWORKS)}): decorate "
+                         "its class with `register` and keep its arguments in `self.config`, or hand the "
+                         "network in where it is needed")
     args = {k: describe(v) if isinstance(v, nn.Module) else v for k, v in module.config.items()}
     return {'name': name, 'args': args}
 
@@ -187,7 +187,7 @@ class UNet(Preconditioned):
                  channels:Sequence[int]=(32, 64), # at each resolution, each half the one before
                  blocks:int=1,                    # residual blocks a resolution, each way
                  n_classes:int|None=None,         # number of class labels; None: unconditional
-                 sigma_data:float|None=None,      # root mean square of the data; None: pretraining measures it
+                 sigma_data:float|None=None,      # root mean square of the data; None: see `Preconditioned`
                 ):
         super().__init__(shape, dict(shape=tuple(shape), channels=tuple(channels), blocks=blocks,
                                      n_classes=n_classes, sigma_data=sigma_data))
