@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'QUANTITIES', 'sigma_ladder', 'as_sigmas', 'as_noised', 'at_rest', 'answer', 'row_mean', 'sigma_squared',
            'unweighted', 'weighted', 'by_level', 'squares', 'difference', 'score_mismatch', 'exact_denoiser',
-           'fisher_divergence', 'mismatch_degree', 'degree_floor', 'mismatch_field', 'finished', 'show_field',
+           'fisher_divergence', 'mismatch_degree', 'degree_floor', 'mismatch_field', 'with_colorbar', 'show_field',
            'mismatch_map', 'show_map', 'Decomposition', 'decompose', 'MismatchRecord', 'MismatchRecorder', 'cell_edges',
            'heat_norm', 'show_heat']
 
@@ -252,12 +252,12 @@ def mismatch_field(a:Callable,          # a denoiser
     sigma, = as_sigmas(sigma).tolist()
     with at_rest(a, b): return difference(a, b, points, points.new_full((len(points),), sigma), cond)
 
-# %% ../nbs/30_mismatch.ipynb #d0c439b7
-def finished(ax:Any,    # axes with an image
-             image:Any, # what the colours belong to
-             label:str, # of the colour bar
-             title:str|None=None, # of the axes; None: none
-            )->Any:     # the axes
+# %% ../nbs/30_mismatch.ipynb #df6eefbd
+def with_colorbar(ax:Any,    # axes with an image
+                  image:Any, # what the colours belong to
+                  label:str, # of the colour bar
+                  title:str|None=None, # of the axes; None: none
+                 )->Any:     # the axes
     "Add a colour bar and a title in small print."
     ax.figure.colorbar(image, ax=ax, label=label).ax.tick_params(labelsize=7)
     if title: ax.set_title(title, fontsize=9)
@@ -288,7 +288,7 @@ def show_field(a:Callable,   # a denoiser in the plane
     ax.set(xlim=limits, ylim=limits)
     ax.tick_params(labelsize=7)
     title = title or f'$\\sigma$ = {float(sigma):.3g}'
-    return finished(ax, image, r'$\sigma\,\|s_a - s_b\|$ (units of the noise)', title)
+    return with_colorbar(ax, image, r'$\sigma\,\|s_a - s_b\|$ (units of the noise)', title)
 
 # %% ../nbs/30_mismatch.ipynb #995782d0
 def mismatch_map(a:Callable,      # a denoiser
@@ -304,7 +304,7 @@ def mismatch_map(a:Callable,      # a denoiser
     values, = by_level(square, (a, b), x0, sigma, eps=eps, cond=cond, generator=generator)
     return values
 
-# %% ../nbs/30_mismatch.ipynb #a343a3f4
+# %% ../nbs/30_mismatch.ipynb #7ecc44b9
 def show_map(values:torch.Tensor,     # `(C, H, W)` or `(H, W)`, from `mismatch_map`; channels are added up
              ax:Any=None,             # axes; None: a new figure
              title:str|None=None,     # of the axes
@@ -314,7 +314,7 @@ def show_map(values:torch.Tensor,     # `(C, H, W)` or `(H, W)`, from `mismatch_
     ax, image = new_axes(ax, (3., 2.4)), values.reshape(-1, *values.shape[-2:]).sum(0).numpy()
     image = ax.imshow(image, cmap='viridis', vmin=0, vmax=vmax, interpolation='nearest')
     ax.set(xticks=[], yticks=[])
-    return finished(ax, image, 'mismatch$^2$ (units of the noise)', title)
+    return with_colorbar(ax, image, 'mismatch$^2$ (units of the noise)', title)
 
 # %% ../nbs/30_mismatch.ipynb #b5cb5a78
 class Decomposition(NamedTuple):
@@ -394,14 +394,15 @@ def measure(self:MismatchRecorder, run:Any)->MismatchRecord: # a `Backtracking` 
     if self.keep_samples: self.samples.append((x0.cpu(), None if cond is None else cond.cpu()))
     return MismatchRecord(run.step, run.passes / run.n_steps * run.step, run.walk.node, *parts, fake)
 
-# %% ../nbs/30_mismatch.ipynb #b084e369
+# %% ../nbs/30_mismatch.ipynb #a2160213
 @patch
 def __call__(self:MismatchRecorder, run:Any)->None: # a `Backtracking` run, between two steps
     "Record a run, if it is time."
     node = run.walk.node
     if not self.arrivals or self.arrivals[-1][1] != node: self.arrivals.append((max(0, run.step - 1), node))
     due = run.step % self.every == 0 or run.step == run.n_steps
-    if due and self.steps[-1:] < [run.step]: self.records.append(self.measure(run))
+    last = self.records[-1].step if self.records else -1
+    if due and run.step > last: self.records.append(self.measure(run))
 
 @patch
 def follow(self:MismatchRecorder, run:Any)->Iterator: # yields the run's own records
@@ -469,4 +470,4 @@ def show_heat(record:MismatchRecorder|tuple, # or ascending steps `(k,)` and sig
     edges = [cell_edges(steps).numpy(), cell_edges(sigmas.log()).exp().numpy()]
     image = ax.pcolormesh(*edges, values.where(values != 0, math.nan).T.numpy(), norm=norm, cmap=cmap)
     for s in switches: ax.axvline(s, color='w', lw=1.2, ls='--')
-    return finished(ax, image, quantity.replace('_', ' ') + '\n(units of the noise, squared)', title)
+    return with_colorbar(ax, image, quantity.replace('_', ' ') + '\n(units of the noise, squared)', title)
