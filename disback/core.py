@@ -27,9 +27,10 @@ def check_number(name:str,   # what the number is called in the message
                 )->None:
     "Raise a `ValueError` unless `value` is a finite number within its limits."
     kind = numbers.Integral if whole else numbers.Real
-    low, high = limits.get('least', -math.inf), limits.get('most', math.inf)
-    if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value):
-        if low <= value <= high and limits.get('above', -math.inf) < value < limits.get('below', math.inf): return
+    number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    least, most = limits.get('least', -math.inf), limits.get('most', math.inf)
+    above, below = limits.get('above', -math.inf), limits.get('below', math.inf)
+    if number and least <= value <= most and above < value < below: return
     wanted = ', '.join(filter(None, ['a whole number' if whole else 'a finite number', bounds(**limits)]))
     raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
