@@ -105,7 +105,7 @@ class Table:
         rows = [line('th', self.columns), *(line('td', cells) for cells in self.cells)]
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
-# %% ../nbs/00_core.ipynb #e2698b27
+# %% ../nbs/00_core.ipynb #4a9baf3e
 DEFAULTS = dict(
     pretrain=dict(n_steps=dict(points=3000, images=1500), # optimiser steps
                   batch=dict(points=256, images=128),     # samples a step
@@ -119,7 +119,7 @@ DEFAULTS = dict(
                    lr=dict(points=1e-3, images=2e-4),     # learning rate of the student at the start
                    fake_lr=dict(points=4e-3, images=5e-4),# learning rate of the fake score at the start
                    ratio=1,                               # steps of the fake score to one of the student
-                   decay=.5,                              # share of the run over which both rates fall to zero
+                   decay=.5,                              # share of the run over which the rates fall to zero
                    betas=(0., .99)),                      # of Adam, in both
     compare=dict(budget=dict(points=2400, images=2000),   # forward passes of a batch, stage 1 included
                  threshold=dict(points=.1, images=10.)))  # energy distance, Fréchet distance
