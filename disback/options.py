@@ -67,7 +67,7 @@ class Options:
     def check(self)->None:
         "Raise a `ValueError` for a value that could only fail later."
         check_ranges(self)
-        if self.compute is not None: check_ranges(self.compute)
+        if self.compute is not None: self.compute.check()
 
     def settings(self)->dict: # plain data
         "What decides the course of the command; options that are None left out."
@@ -98,6 +98,10 @@ class Compute:
     sharded_checkpoints: bool = False # with --shard: a checkpoint file for each process
     on_nonfinite: str = 'stop'        # where a value is not finite: stop, or skip:N, leave out up to N steps
     log: Literal['no', 'tensorboard', 'wandb'] = 'no' # log metrics there too (offline), besides metrics.jsonl
+
+    def check(self)->None:
+        "Raise a `ValueError` for a value that could only fail later."
+        check_ranges(self)
 
 @dataclass(kw_only=True)
 class FromRecipe(Options):
