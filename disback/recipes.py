@@ -11,7 +11,7 @@ __all__ = ['OPEN', 'read_toml', 'as_args', 'read_table', 'first_sentence', 'Reci
 import copy, io, json, statistics, time
 from contextlib import redirect_stderr
 from dataclasses import MISSING, dataclass, fields
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, Iterator
 import torch, tyro
@@ -52,7 +52,7 @@ def as_args(table:dict    # `{option: value}` of a recipe
         elif isinstance(value, dict): yield from (f'--{flag}', json.dumps(value))
         else: yield from (f'--{flag}', *map(str, value if isinstance(value, list) else [value]))
 
-# %% ../nbs/42_recipes.ipynb #456e5e6d
+# %% ../nbs/42_recipes.ipynb #a5e6fb34
 OPEN = Path('...')    # stands for a path that is still to be given
 
 def read_table(cls:type, # of options
@@ -76,11 +76,12 @@ def read_table(cls:type, # of options
         raise ValueError(f"{name}: {first_sentence(said.getvalue())}: mend the recipe") from None
     return options
 
-def first_sentence(box:str # what the parser said, in a frame
+def first_sentence(box:str # what the parser said: a title, and what follows between rules
                   )->str:
-    "What went wrong, without its frame and what follows it."
-    lines = [line.strip('│| ') for line in box.splitlines()[1:]]
-    return ' '.join(takewhile(lambda line: line.strip('─-+╰╯'), lines)).rstrip('.')
+    "What went wrong, without the frame around it and what follows."
+    lines = [line.strip('│ ') for line in box.splitlines()[1:]]
+    is_text = lambda line: bool(line.strip('─-╰╯'))
+    return ' '.join(takewhile(is_text, dropwhile(lambda line: not is_text(line), lines))).rstrip('.')
 
 # %% ../nbs/42_recipes.ipynb #08389a83
 @dataclass
