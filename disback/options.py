@@ -57,7 +57,7 @@ FREE = 'out', 'resume', 'compute', 'weights', 'jobs', 'measure_teacher', 'recipe
 @dataclass(kw_only=True)
 class Options:
     "The options of a command."
-    table, resume, compute = {}, False, None    # of commands that have no such options
+    table, resume, dry_run, compute = {}, False, False, None    # of commands that have no such options
 
     @property
     def name(self)->str: # as it is typed
@@ -325,6 +325,12 @@ class Compare(Options):
     threshold: float | None = None  # to be reached: energy distance (points) or Fréchet distance (images)
     jobs: int = 1                   # processes, each on one core
     resume: bool = False            # go on with the comparison in the folder
+
+    def check(self)->None:
+        "As `Options.check`; and there is something to compare."
+        super().check()
+        for name in ('tasks', 'arms', 'seeds'):
+            if not getattr(self, name): raise ValueError(f"--{name} names at least one, got none")
 
 @dataclass(kw_only=True)
 class Lab(Options):
