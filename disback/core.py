@@ -18,8 +18,8 @@ def bounds(least:float=-math.inf, # smallest value that is allowed
            below:float=math.inf,  # and smaller than this
           )->str:                 # such as 'above 0 and at most 1'
     "A range in words."
-    said = {f'at least {least}': least, f'above {above}': above, f'at most {most}': most, f'below {below}': below}
-    return ' and '.join(words for words, value in said.items() if math.isfinite(value))
+    said = dict(zip(('at least', 'above', 'at most', 'below'), (least, above, most, below)))
+    return ' and '.join(f'{word} {value}' for word, value in said.items() if math.isfinite(value))
 
 # %% ../nbs/00_core.ipynb #d02a7b2e
 def check_number(name:str,   # what the number is called in the message
@@ -29,9 +29,10 @@ def check_number(name:str,   # what the number is called in the message
                 )->None:
     "Raise a `ValueError` unless `value` is a finite number within its limits."
     kind = numbers.Integral if whole else numbers.Real
-    low, high = limits.get('least', -math.inf), limits.get('most', math.inf)
-    if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value):
-        if low <= value <= high and limits.get('above', -math.inf) < value < limits.get('below', math.inf): return
+    number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    least, most = limits.get('least', -math.inf), limits.get('most', math.inf)
+    above, below = limits.get('above', -math.inf), limits.get('below', math.inf)
+    if number and least <= value <= most and above < value < below: return
     wanted = ', '.join(filter(None, ['a whole number' if whole else 'a finite number', bounds(**limits)]))
     raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
@@ -47,8 +48,9 @@ def check_choice(name:str,  # what is chosen, for the message
                 )->None:
     "Raise a `ValueError` unless `value` is one of the known ones."
     known = [*known]
-    if not isinstance(value, (str, int, type(None))) or value not in known:
-        raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(map(str, known))}{others}")
+    if isinstance(value, (str, int, type(None))) and value in known: return
+    names = ', '.join(map(str, known))
+    raise ValueError(f"unknown {name} {value!r}: expected one of {names}{others}")
 
 # %% ../nbs/00_core.ipynb #dc153a57
 def patch(f:Callable # a function whose first parameter is annotated with a class
@@ -99,13 +101,14 @@ class Table:
         return '\n'.join('  '.join(pad(i, text) for i, text in enumerate(line)).rstrip() for line in lines)
 
     def _repr_html_(self):
-        align = lambda i: 'left' if i < self.left else 'right'
-        line = lambda tag, texts: ''.join(f'<{tag} style="text-align:{align(i)}">{html.escape(t)}</{tag}>'
-                                          for i, t in enumerate(texts))
-        rows = [line('th', self.columns), *(line('td', cells) for cells in self.cells)]
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        sides = ['left'] * self.left + ['right'] * len(self.columns)
+        def line(tag, texts):
+            cells = [f'<{tag} style="text-align:{side}">{html.escape(t)}' for side, t in zip(sides, texts)]
+            return f"<tr>{''.join(cells)}"
+        lines = [line('th', self.columns), *(line('td', cells) for cells in self.cells)]
+        return f"<table>{''.join(lines)}</table>"
 
-# %% ../nbs/00_core.ipynb #e2698b27
+# %% ../nbs/00_core.ipynb #4a9baf3e
 DEFAULTS = dict(
     pretrain=dict(n_steps=dict(points=3000, images=1500), # optimiser steps
                   batch=dict(points=256, images=128),     # samples a step
@@ -119,7 +122,7 @@ DEFAULTS = dict(
                    lr=dict(points=1e-3, images=2e-4),     # learning rate of the student at the start
                    fake_lr=dict(points=4e-3, images=5e-4),# learning rate of the fake score at the start
                    ratio=1,                               # steps of the fake score to one of the student
-                   decay=.5,                              # share of the run over which both rates fall to zero
+                   decay=.5,                              # share of the run over which the rates fall to zero
                    betas=(0., .99)),                      # of Adam, in both
     compare=dict(budget=dict(points=2400, images=2000),   # forward passes of a batch, stage 1 included
                  threshold=dict(points=.1, images=10.)))  # energy distance, Fréchet distance

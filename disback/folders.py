@@ -158,7 +158,7 @@ def save(self:RunFolder,
     except ValueError: network = None    # unknown to the registry: to be handed in
     if self.writes: save_state(file, dict(format=FORMAT, network=network, weights=weights))
 
-# %% ../nbs/41_folders.ipynb #dafc6719
+# %% ../nbs/41_folders.ipynb #f6c58ac4
 @patch
 def network(self:RunFolder,
             name:str, # 'teacher', 'student' or 'best'
@@ -166,6 +166,9 @@ def network(self:RunFolder,
            )->nn.Module:
     "A network of the folder; it does not train."
     file = self/f'{name}.safetensors'
+    if not file.is_file():
+        raise FileNotFoundError(f"{self.path} holds no {file.name}: a stage writes it when it is finished, "
+                                "and the best student only where there is something to measure it against")
     state = load_state(file)
     if not isinstance(state, dict) or state.get('format') != FORMAT or not {'network', 'weights'} <= {*state}:
         raise ValueError(f"{file} holds no network as a stage of this version writes it: run the stage again")
