@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['WIDE', 'SNUG', 'QUANTITIES', 'PARTS', 'PLACED', 'NOBODY', 'CHOICES', 'slider', 'player', 'dropdown', 'button', 'row',
            'as_png', 'Board', 'show_score', 'PathStepper', 'check_recorder', 'MismatchExplorer', 'Racer', 'Race',
-           'command', 'DistillationLab', 'Page', 'in_words', 'facts', 'plot_moment', 'pages_of', 'book_of', 'Gallery']
+           'begun', 'DistillationLab', 'in_words', 'facts', 'plot_moment', 'pages_of', 'book_of', 'Gallery']
 
 # %% ../nbs/44_widgets.ipynb #051e93d1
 import base64, html, io, math, shlex, threading, time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterator
 import ipywidgets as w
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
-from .backtracking import ARMS, Adaptive, Backtracking, Proportional, backtracking_passes
+from .backtracking import ARMS, Backtracking, backtracking_passes
 from .comparisons import data_of, start
 from .core import Table, check_choice, patch, patch_property
 from .data import POINT_SETS
@@ -34,8 +34,10 @@ from .options import Backtrack, Degrade, Options, Pretrain
 from .paths import MANIFEST, DegradationPath
 from .plots import COLORS, limits, node_colors, show_curve, show_images, show_samples
 from .pretraining import Pretraining
+from .recipes import as_args
 from .runs import Checkpoints, load_state
 from .samplers import generate, labels_for
+from .stages import itinerary_of, optimizer_of, source_of
 
 # %% ../nbs/44_widgets.ipynb #60abdbc7
 WIDE = dict(description_width='initial')    # room for the words in front of a control
@@ -280,14 +282,15 @@ def plot_drift(self:PathStepper, ax:Axes, node:int)->None: # a place on the path
     ax.set_ylabel('drift from\nthe teacher', fontsize=8)
     ax.tick_params(labelsize=7)
 
-# %% ../nbs/44_widgets.ipynb #799813d1
+# %% ../nbs/44_widgets.ipynb #cf77a7dc
 QUANTITIES = ('student_to_teacher', 'student_to_target', 'target_to_teacher', 'fake_to_target')
 PARTS = [(name.replace('_', ' '), name) for name in QUANTITIES]
 
 def check_recorder(recorder:MismatchRecorder)->None: # whatever was given as one
     "Raise a `ValueError` unless a recorder has followed a run and kept its samples."
     if not isinstance(recorder, MismatchRecorder):
-        raise ValueError(f"expected a MismatchRecorder that has followed a run, got {type(recorder).__name__}")
+        given = type(recorder).__name__
+        raise ValueError(f"expected a MismatchRecorder that has followed a run, got {given}")
     if not recorder.records:
         raise ValueError("nothing is recorded yet: iterate over `recorder.follow(run)` first")
     if len(recorder.samples) != len(recorder.records):
@@ -362,11 +365,11 @@ def plot_levels(self:MismatchExplorer,
 class Racer:
     "One arm of a race: its run, and how far from the data it has been at what cost."
     def __init__(self,
-                 arm:str,          # its name
-                 run:Backtracking, # stage 2
-                 spent:float,      # passes of stage 1
+                 options:Backtrack, # of stage 2
+                 run:Backtracking,  # stage 2 itself
+                 spent:float,       # passes of stage 1
                 ):
-        self.arm, self.run, self.spent = arm, run, spent
+        self.options, self.arm, self.run, self.spent = options, options.arm, run, spent
         self.curve = []    # `(passes, energy distance)`
 
     @property
@@ -431,17 +434,19 @@ def record_path(self:Race)->Iterator[str]: # yields what is being done
     for _ in run: yield f'stage 1: step {run.step} of {run.n_steps}'
     self.path, self.spent = run.path, run.passes
 
-# %% ../nbs/44_widgets.ipynb #558d9c00
+# %% ../nbs/44_widgets.ipynb #e2a974aa
 @patch
 def enter(self:Race, arm:str)->None: # its name
     "Let an arm take part."
     spent = 0. if arm == 'diff-instruct' else self.spent
     price = backtracking_passes(1, self.ratio, getattr(get_loss(self.loss), 'through', False))
-    itinerary = dict(adaptive=Adaptive(), proportional=Proportional())[self.itinerary]
-    run = Backtracking(clone(self.beginner), **ARMS[arm](self.path), loss=self.loss, itinerary=itinerary,
-                       n_steps=max(1, int((self.budget - spent) / price)), batch=self.batch, lr=self.lr,
-                       fake_lr=self.fake * self.lr, ratio=self.ratio, seed=self.seed)
-    self.racers.append(Racer(arm, run, spent))
+    n_steps = max(1, int((self.budget - spent) / price))
+    alike = dict(loss=self.loss, n_steps=n_steps, batch=self.batch, lr=self.lr, fake_lr=self.fake * self.lr,
+                 ratio=self.ratio, seed=self.seed)
+    options = Backtrack(out=Path(), path=Path(), arm=arm, itinerary=self.itinerary, **alike).filled('points')
+    run = Backtracking(clone(self.beginner), **ARMS[arm](self.path), **alike, decay=options.decay,
+                       itinerary=itinerary_of(options), optimizer=optimizer_of(options.betas))
+    self.racers.append(Racer(options, run, spent))
     self.racers[-1].note(self.judge)
 
 @patch
@@ -461,28 +466,26 @@ def steps(self:Race)->int:
     "Steps that the students have taken."
     return sum(r.run.step for r in self.racers)
 
-# %% ../nbs/44_widgets.ipynb #b7dd8c47
-def command(options:Options # of a stage
-           )->str:          # as it is typed
-    "The command that goes on with a stage."
-    given = options.settings() | dict(out=str(options.out))
-    words = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items()]
-    return ' '.join(['disback', options.name, *words[1:], '--resume'])    # the first is the name of the stage
+# %% ../nbs/44_widgets.ipynb #01529520
+def begun(options:Options, # of a stage, `out` and all
+          data:str,        # name of the data
+         )->RunFolder:
+    "A new run folder, as the command line begins it."
+    settings = options.filled('points').settings()
+    return RunFolder(options.out).begin(settings, options.compute, source=source_of(data))
 
 @patch
-def options(self:Race,
-            folder:Path,      # that of the race
-           )->list[Options]:  # of the teacher, of stage 1 and of every arm
-    "What the command line would have been given."
-    teacher, path = folder/'teacher', folder/'path'
-    common = dict(batch=self.batch, seed=self.seed)
-    arms = [Backtrack(out=folder/r.arm, path=path, arm=r.arm, loss=self.loss, itinerary=self.itinerary,
-                      n_steps=r.run.n_steps, lr=self.lr, fake_lr=self.fake * self.lr, ratio=self.ratio,
-                      **common) for r in self.racers]
-    return [Pretrain(out=teacher, data=self.data, n_steps=self.teacher_steps, batch=256),
-            Degrade(out=path, teacher=teacher, nodes=self.nodes, n_steps=self.record, **common), *arms]
+def keep(self:Racer,
+         folder:Path, # of the race
+         data:str,    # name of the data
+        )->str:       # the command that goes on
+    "Write a run folder with a checkpoint."
+    options = replace(self.options, out=folder/self.arm, path=folder/'path')
+    Checkpoints(begun(options, data).checkpoint).save(self.run)
+    given = options.settings() | dict(out=str(options.out), resume=True)
+    return shlex.join(['disback', given.pop('stage'), *as_args(given)])
 
-# %% ../nbs/44_widgets.ipynb #01529520
+# %% ../nbs/44_widgets.ipynb #2b202bfe
 @patch
 def write(self:Race,
           folder:Path,  # must not exist
@@ -490,16 +493,15 @@ def write(self:Race,
     "Write the race as run folders that `disback backtrack --resume` goes on with."
     if not self.racers: raise ValueError('there is nothing to save yet: press ▶ and wait for stage 2')
     if folder.exists(): raise ValueError(f'{folder} exists: choose another folder')
-    options, source = self.options(folder), dict(name=self.data, size=None, channels=None)
-    teacher, path, *arms = [RunFolder(o.out).begin(o.filled('points').settings(), o.compute, source=source)
-                            for o in options]
+    teacher = begun(Pretrain(out=folder/'teacher', data=self.data, n_steps=self.teacher_steps), self.data)
     teacher.save('teacher', self.teachers[self.data].ema)
     teacher.finish({})
+    path = begun(Degrade(out=folder/'path', teacher=teacher.path, nodes=self.nodes, n_steps=self.record,
+                         batch=self.batch, seed=self.seed), self.data)
     self.path.save(path.path)
     path.save('student', self.beginner)
     path.finish(dict(passes=max(r.spent for r in self.racers)))
-    for arm, racer in zip(arms, self.racers): Checkpoints(arm.checkpoint).save(racer.run)
-    return [command(o) for o in options[2:]]
+    return [r.keep(folder, self.data) for r in self.racers]
 
 # %% ../nbs/44_widgets.ipynb #4d6e83fe
 PLACED, NOBODY = 'placed modes', 'nobody'
@@ -528,8 +530,8 @@ class DistillationLab(Board):
         self.fixed, self.modes, self.stage = dict(fixed, teachers={}), [(-2., 0.), (2., 0.)], w.HTML()
         self.lock, self.thread = threading.RLock(), None
         self.wanted, self.beat, self.painted = 0, 0., 0.    # steps; times of the last tick and picture
-        chosen = dict(zip(('one', 'other'), (*arms, NOBODY))) | dict(
-            data=data, kind=kind, fake=1, loss='diff_instruct', ratio=1, nodes=5, itinerary='adaptive', seed=0)
+        chosen = dict(data=data, kind=kind, fake=1, loss='diff_instruct', ratio=1, nodes=5, seed=0,
+                      itinerary='adaptive') | dict(zip(('one', 'other'), (*arms, NOBODY)))
         with self.minding():
             for name in ('data', 'kind', 'one', 'other'): check_choice(name, chosen[name], CHOICES[name][1])
             self.add(**{name: dropdown(*choice, chosen[name]) for name, choice in CHOICES.items()})
@@ -689,13 +691,6 @@ def save(self:DistillationLab,
         self.stage.value = f'<pre>{html.escape(words)}</pre>'
         return commands
 
-# %% ../nbs/44_widgets.ipynb #d43f6914
-class Page(NamedTuple):
-    "Pictures of one kind from a run folder."
-    run: RunFolder   # whose results stand below them
-    moments: list    # what to call them
-    frame: Callable  # `(place in the moments) -> PNG`
-
 # %% ../nbs/44_widgets.ipynb #4f693569
 def in_words(value:Any # of a result
             )->str:
@@ -710,10 +705,10 @@ def facts(run:RunFolder # a run, finished or not
     rows = [{'result': k, ' ': in_words(v)} for k, v in done.items() if not isinstance(v, list)]
     return Table(rows, left=2)._repr_html_()
 
-# %% ../nbs/44_widgets.ipynb #4182c240
-def plot_moment(fig:Figure,    # to draw on
-                run:RunFolder, # that kept samples
+# %% ../nbs/44_widgets.ipynb #dd036757
+def plot_moment(run:RunFolder, # that kept samples
                 step:int,      # at which they were drawn
+                fig:Figure,    # to draw on
                )->None:
     "Draw samples of a student in training, beside the metrics."
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.6))
@@ -725,39 +720,36 @@ def plot_moment(fig:Figure,    # to draw on
     right.axvline(step, color='r', lw=1)
     right.title.set_size(9)
 
-# %% ../nbs/44_widgets.ipynb #1ced4490
+# %% ../nbs/44_widgets.ipynb #cce30b08
 def pages_of(run:RunFolder, # any
              student:nn.Module|None=None, # to be filled, if its class is not registered; None: as described
-            )->dict[str,Page]: # `{title: page}`
-    "What a run has to show."
-    pages, steps = {}, [*run.samples]
-    for file in sorted((run/'figures').glob('*.png')):
-        pages[file.stem] = Page(run, ['the end'], lambda _, file=file: file.read_bytes())
-    if steps:
-        moment = lambda i: as_png((9., 3.4), lambda fig: plot_moment(fig, run, steps[i]))
-        pages['samples over training'] = Page(run, steps, moment)
+            )->dict: # `{title: {moment: () -> PNG}}`
+    "What a run has to show: figures, samples over training, the nodes of a path."
+    pages = {file.stem: {'the end': file.read_bytes} for file in sorted((run/'figures').glob('*.png'))}
+    moment = lambda step: partial(as_png, (9., 3.4), partial(plot_moment, run, step))
+    pages['samples over training'] = {str(step): moment(step) for step in run.samples}
     if run.result and (run/MANIFEST).is_file():
         module = run.network('student', student and clone(student))
         stepper = PathStepper(DegradationPath.open(run.path), module)
-        names = [f'node {n.index}' for n in stepper.path]
-        pages['nodes'] = Page(run, names, lambda i: stepper.frame(**stepper.state | dict(node=i)))
-    return pages
+        node = lambda i: partial(stepper.frame, **stepper.state | dict(node=i))
+        pages['nodes'] = {f'node {n.index}': node(i) for i, n in enumerate(stepper.path)}
+    return {title: frames for title, frames in pages.items() if frames}
 
-# %% ../nbs/44_widgets.ipynb #8ba9b95e
+# %% ../nbs/44_widgets.ipynb #0727f387
 def book_of(folder:Path, # what a command wrote
             student:nn.Module|None=None, # as for `pages_of`
-           )->dict[str,Page]: # `{title: page}`
+           )->dict: # `{title: (run, {moment: () -> PNG})}`
     "What a folder, and the run folders in it, have to show."
     wanted = 'the one that `disback demo`, `degrade` or `backtrack` wrote (--out)'
     if not folder.is_dir(): raise FileNotFoundError(f'{folder} is no folder: give {wanted}')
     runs = [run for run in map(RunFolder, (folder, *sorted(folder.iterdir()))) if run.begun]
     if not runs: raise ValueError(f'{folder} holds no run (no config.json): give {wanted}')
-    pages = {}
+    book = {}
     for run in runs:
         name = '' if run.path == folder else f'{run.path.name}: '
-        pages |= {name + title: page for title, page in pages_of(run, student).items()}
-    if not pages: raise ValueError(f'the run in {folder} has nothing to show yet')
-    return pages
+        book |= {name + title: (run, frames) for title, frames in pages_of(run, student).items()}
+    if not book: raise ValueError(f'the run in {folder} has nothing to show yet')
+    return book
 
 # %% ../nbs/44_widgets.ipynb #7b33e732
 class Gallery(Board):
@@ -767,31 +759,29 @@ class Gallery(Board):
                  student:nn.Module|None=None, # as for `pages_of`
                 ):
         super().__init__()
-        self.facts = w.HTML()
         with self.minding():
-            self.pages = book_of(Path(folder), student)
-            titles = [*self.pages]
-            self.sliders = {title: slider('at', [*map(str, self.pages[title].moments)]) for title in titles}
+            self.book, self.facts = book_of(Path(folder), student), w.HTML()
+            self.sliders = {title: slider('at', [*frames]) for title, (_, frames) in self.book.items()}
             for s in self.sliders.values(): s.observe(lambda _: self.show(), 'value')
-            page = dropdown('show', titles, titles[0])
+            page = dropdown('show', [*self.book], next(iter(self.book)))
             page.observe(lambda _: self.turn(), 'value')
             self.add(page=page)
             self.box.children = (*self.box.children, self.facts)
             self.turn()
 
     @property
-    def state(self)->dict: # `page`, its title; `moment`, a place in its moments
+    def state(self)->dict: # `page`, its title; `moment`, one of those it has
         "What the controls say."
         page = self.controls['page'].value
-        return dict(page=page, moment=self.sliders[page].value)
+        return dict(page=page, moment=self.sliders[page].label)
 
-    def render(self, page:str, moment:int)->bytes: # a state -> PNG
+    def render(self, page:str, moment:str)->bytes: # a state -> PNG
         "The picture of a page at one moment."
-        return self.pages[page].frame(moment)
+        return self.book[page][1][moment]()
 
     def turn(self)->None:
-        "Show the slider of the page that is open, if it has any moments, and the results of its run."
+        "Show the slider of the page that is open, if it has several moments, and the results of its run."
         title = self.state['page']
-        run, moments, _ = self.pages[title]
-        self.row.children = (self.controls['page'], *[self.sliders[title]] * (len(moments) > 1))
+        run, frames = self.book[title]
+        self.row.children = (self.controls['page'], *[self.sliders[title]] * (len(frames) > 1))
         self.facts.value = facts(run)
