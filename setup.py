@@ -26,8 +26,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     package_data={cfg["lib_path"]: ["py.typed", "data/*"]},
-    data_files=[(f"share/disback/{folder.name}", [str(f.relative_to(here)) for f in sorted(folder.glob(f"*{ending}"))])
-                for folder, ending in [(here / cfg["nbs_path"] / "tutorials", ".ipynb"), (here / "recipes", ".toml")]],
+    data_files=[(f"share/disback/{name}", [str(f.relative_to(here)) for f in sorted(here.glob(files))])
+                for name, files in [("tutorials", "nbs/tutorials/*.ipynb"), ("recipes", "recipes/*.toml")]],
     install_requires=cfg["requirements"].split(),
     extras_require={key[:-len(suffix)]: cfg[key].split() for key in cfg if key.endswith(suffix)},
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -25,14 +25,15 @@ sys.meta_path.insert(0, Block())
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    "The wheel, built from a copy: setuptools' build folder in the checkout would keep modules that are long gone."
+    "The wheel, built from a copy: a build folder in the checkout would keep modules that are long gone."
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for file in "settings.ini", "setup.py", "pyproject.toml", "LICENSE", "README.md":
         if (ROOT / file).exists(): shutil.copy(ROOT / file, source)
     for folder in "disback", "nbs", "recipes", "tests", "tools":
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    done = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)],
-                          capture_output=True, text=True, timeout=300)
+        left_out = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        shutil.copytree(ROOT / folder, source / folder, ignore=left_out)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = out.glob("*.whl")
     return zipfile.ZipFile(path)
@@ -53,8 +54,9 @@ def modules_of(names):
 
 def run(unpacked, *args):
     "Run Python on `args` where only the unpacked wheel provides this package."
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    return subprocess.run([sys.executable, *args], cwd=unpacked, env=env, capture_output=True, text=True, timeout=120)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run([sys.executable, *args], cwd=unpacked, env=env, capture_output=True, text=True,
+                          timeout=120)
 
 
 def test_wheel_holds_every_module_of_the_package(wheel):
@@ -74,7 +76,8 @@ def test_wheel_holds_a_module_for_every_exporting_notebook(wheel):
 def test_wheel_holds_tutorials_and_recipes_and_nothing_else(wheel):
     beside = [n for n in wheel.namelist() if not re.match(r"disback(-[^/]*\.dist-info)?/", n)]
     shared = {re.sub(r"^disback-[^/]*\.data/data/share/disback/", "", n) for n in beside}
-    assert shared == {f"{p.parent.name}/{p.name}" for p in [*(ROOT / "nbs" / "tutorials").glob("*.ipynb"), *(ROOT / "recipes").glob("*.toml")]}
+    here = [*(ROOT / "nbs" / "tutorials").glob("*.ipynb"), *(ROOT / "recipes").glob("*.toml")]
+    assert shared == {f"{p.parent.name}/{p.name}" for p in here}
     assert not [n for n in set(wheel.namelist()) - set(beside) if n.endswith(".ipynb")]
 
 
@@ -88,7 +91,8 @@ def test_development_tools_are_required_by_the_dev_extra_alone(wheel):
     required = metadata(wheel).get_all("Requires-Dist")
     core = {re.match(r"[\w.-]+", r)[0].lower() for r in required if "extra ==" not in r}
     assert "torch" in core
-    assert not core & {"nbdev", "fastcore", "execnb", "ghapi", "jupyterlab", "pytest", "diffusers", "torch-fidelity"}
+    others = {"nbdev", "fastcore", "execnb", "ghapi", "jupyterlab", "pytest", "diffusers", "torch-fidelity"}
+    assert not core & others
     assert {"dev", "fid", "diffusers"} <= set(metadata(wheel).get_all("Provides-Extra"))
 
 
@@ -114,7 +118,15 @@ def test_development_tools_are_blocked_in_these_tests(unpacked):
 def test_console_script_helps_without_development_tools(wheel, unpacked):
     (name,) = [n for n in wheel.namelist() if n.endswith(".dist-info/entry_points.txt")]
     module, function = re.search(r"^disback\s*=\s*([\w.]+):(\w+)$", wheel.read(name).decode(), re.M).groups()
-    code = BLOCK + f"from {module} import {function} as main; sys.argv = ['disback', '--help']; sys.exit(main())"
+    code = f"{BLOCK}from {module} import {function}; sys.argv = ['disback', '--help']; sys.exit({function}())"
     done = run(unpacked, "-c", code)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
+
+
+def test_notebooks_are_tested_on_one_thread_whatever_the_caller_set():
+    for code in "import disback, torch", "import torch, disback":
+        env = os.environ | {"IN_TEST": "1", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", f"{code}; print(torch.get_num_threads())"], env=env,
+                              capture_output=True, text=True, timeout=120)
+        assert done.stdout.strip() == "1", done.stdout + done.stderr

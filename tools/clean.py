@@ -2,9 +2,10 @@
 
     python tools/clean.py [--check] [notebook or folder ...]          # default: all of nbs/
 
-Does what nbdev_clean does (counters, cell metadata), and also: widget state, widget views and progress bars go, pieces of
-one stream are joined, the random ids of matplotlib's animations become stable ones, warnings lose the path of the kernel's
-temporary file, cells without an id get one that depends on their text alone, and nbformat writes the file as format 4.5.
+Does what nbdev_clean does (counters, cell metadata), and also: widget state, widget views and progress bars
+go, pieces of one stream are joined, the random ids of matplotlib's animations become stable ones, warnings
+lose the path of the kernel's temporary file, cells without an id get one that depends on their text alone,
+and nbformat writes the file as format 4.5.
 What no cleaning can mend is refused: an error kept as an output, or a path of the machine it ran on.
 `--check` changes nothing and says what would change."""
 import argparse
@@ -22,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:root|home|tmp|work|Users)/[^\s'\"]*")
 PROGRESS_BAR = re.compile(r"\d+%\||\d+(?:\.\d+)?\s?(?:it/s|s/it)\b")
-WARNING_PLACE = re.compile(r"^\S*/ipykernel_\d+/\d+\.py:\d+: (?=\w+:)", re.M)  # its numbers differ in each run
+# Its numbers differ in each run.
+WARNING_PLACE = re.compile(r"^\S*/ipykernel_\d+/\d+\.py:\d+: (?=\w+:)", re.M)
 ANIMATION_ID = re.compile(r"_anim_img([0-9a-f]{32})")
 
 
@@ -31,7 +33,8 @@ def notebooks(paths=()):
     found = []
     for path in [Path(p).resolve() for p in paths] or [ROOT / "nbs"]:
         if not path.exists(): sys.exit(f"{path} does not exist.")
-        inside = [p for p in path.rglob("*.ipynb") if not any(s[0] in "._" for s in p.relative_to(path).parts)]
+        inside = [p for p in path.rglob("*.ipynb")
+                  if not any(s[0] in "._" for s in p.relative_to(path).parts)]
         found += [path] if path.is_file() else sorted(inside)
     return list(dict.fromkeys(found))
 
@@ -44,7 +47,8 @@ def name(path):
 def read(path):
     """The notebook at `path` as format 4.5; a cell without an id of its own gets one made of its text."""
     raw = json.loads(path.read_text(encoding="utf-8"))
-    if raw.get("nbformat") != 4: sys.exit(f"{name(path)}: notebook format {raw.get('nbformat')} instead of 4.")
+    if raw.get("nbformat") != 4:
+        sys.exit(f"{name(path)}: notebook format {raw.get('nbformat')} instead of 4.")
     seen = set()
     for cell in raw["cells"]:
         n, source = 0, "".join(cell["source"])
@@ -92,7 +96,8 @@ def clean(nb):
 def texts(out):
     """What a reader could read in the output `out`."""
     if out.output_type == "stream": return [out.text]
-    return [v if isinstance(v, str) else json.dumps(v) for k, v in out.get("data", {}).items() if not k.startswith("image/")]
+    return [v if isinstance(v, str) else json.dumps(v)
+            for k, v in out.get("data", {}).items() if not k.startswith("image/")]
 
 
 def refusals(nb):
@@ -104,7 +109,8 @@ def refusals(nb):
                  for out in outputs if out.output_type == "error"]
         for what, parts in ("source", [cell.source]), ("output", [t for out in outputs for t in texts(out)]):
             found = sorted({m for part in parts for m in MACHINE_PATH.findall(part)})
-            if found: said.append(f"the {what} of cell {i} ({cell.id}) holds a path of this machine: {found[0]}")
+            if not found: continue
+            said.append(f"the {what} of cell {i} ({cell.id}) holds a path of this machine: {found[0]}")
     return said
 
 

@@ -2,8 +2,9 @@
 
     python tools/readme.py [--check]
 
-nbdev's directives are honoured (`#| hide`, `#| export`, `#| hide_line`, `#| echo: false`, `#| filter_stream`), figures go
-to docs/images/index_*, and relative links, written as seen from the notebook's folder, are turned to the project's root.
+nbdev's directives are honoured (`#| hide`, `#| export`, `#| hide_line`, `#| echo: false`,
+`#| filter_stream`), figures go to docs/images/index_*, and relative links, written as seen from the
+notebook's folder, are turned to the project's root.
 `--check` writes nothing and fails if README.md or a figure differs from what the notebook gives."""
 import argparse
 import copy
@@ -14,21 +15,23 @@ import sys
 import nbformat
 from clean import ROOT, read
 from nbconvert import MarkdownExporter
-from nbdev.processors import (FilterDefaults, clean_magics, hide_, hide_line, filter_stream_, populate_language, rm_export,
-                              rm_header_dash, strip_ansi)
+from nbdev.processors import (FilterDefaults, clean_magics, hide_, hide_line, filter_stream_,
+                              populate_language, rm_export, rm_header_dash, strip_ansi)
 from execnb.nbio import dict2nb, nb2dict
 from traitlets.config import Config
 
 INDEX, README, IMAGES, PREFIX = ROOT / "nbs/index.ipynb", ROOT / "README.md", "docs/images", "index"
 LINK = re.compile(r"""(\]\(\s*<?|(?:src|href)=["'])(?![a-z][a-z0-9+.-]*:|[#/])([^\s)>"'#]+)""", re.I)
 # A README has no scripts: an animation is kept as the picture or the text that comes with it.
-PRIORITY = ["image/png", "image/jpeg", "image/svg+xml", "text/markdown", "text/html", "text/latex", "text/plain"]
+PRIORITY = ["image/png", "image/jpeg", "image/svg+xml", "text/markdown", "text/html", "text/latex",
+            "text/plain"]
 
 
 class ReadmeProcs(FilterDefaults):
-    """nbdev's processors less those that are for a docs site (front matter, links, generated documentation)."""
+    """nbdev's processors less those for a docs site (front matter, links, generated documentation)."""
     def base_procs(self):
-        return [populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, clean_magics, hide_]
+        return [populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export,
+                clean_magics, hide_]
 
 
 def turn_links(text):
@@ -47,7 +50,8 @@ def prepare(nb):
         if cell.cell_type == "markdown": cells.append(nbformat.v4.new_markdown_cell(turn_links(cell.source)))
         if cell.cell_type != "code": continue
         option = lambda key: (cell.directives_.get(f"{key}:") or ["true"])[0].lower() != "false"
-        source = "\n".join(line for line in cell.source.splitlines() if not re.match(r"\s*#\s*\|", line)).strip()
+        lines = [line for line in cell.source.splitlines() if not re.match(r"\s*#\s*\|", line)]
+        source = "\n".join(lines).strip()
         outputs = nbformat.from_dict(nb2dict(cell.outputs)) if option("output") else []
         for out in outputs:
             if isinstance(out.get("text"), list): out.text = "".join(out.text)
@@ -60,9 +64,11 @@ def prepare(nb):
 
 def render():
     """The text of the README and its figures, as a dict from path to bytes."""
-    exporter = MarkdownExporter(config=Config(NbConvertBase={"display_data_priority": PRIORITY}, ExtractOutputPreprocessor={
-        "output_filename_template": "{unique_key}_{cell_index}_{index}{extension}"}))
-    text, resources = exporter.from_notebook_node(prepare(read(INDEX)), {"unique_key": PREFIX, "output_files_dir": IMAGES})
+    names = {"output_filename_template": "{unique_key}_{cell_index}_{index}{extension}"}
+    exporter = MarkdownExporter(config=Config(NbConvertBase={"display_data_priority": PRIORITY},
+                                              ExtractOutputPreprocessor=names))
+    where = {"unique_key": PREFIX, "output_files_dir": IMAGES}
+    text, resources = exporter.from_notebook_node(prepare(read(INDEX)), where)
     text = re.sub(r"[ \t]+$", "", text, flags=re.M)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
@@ -76,22 +82,27 @@ def broken_links(text, figures):
 def main():
     """The command line."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--check", action="store_true", help="write nothing; fail if README.md is not up to date")
+    args.add_argument("--check", action="store_true",
+                      help="write nothing; fail if README.md is not up to date")
     args = args.parse_args()
     if not INDEX.exists(): sys.exit("nbs/index.ipynb is missing, so there is nothing to make README.md from.")
     text, figures = render()
-    if broken := broken_links(text, figures): sys.exit(f"README.md would point at what does not exist: {', '.join(broken)}.")
+    if broken := broken_links(text, figures):
+        sys.exit(f"README.md would point at what does not exist: {', '.join(broken)}.")
     wanted = {"README.md": text.encode(), **figures}
-    old = [str(p.relative_to(ROOT)) for p in (ROOT / IMAGES).glob(f"{PREFIX}_*") if str(p.relative_to(ROOT)) not in wanted]
+    there = [str(p.relative_to(ROOT)) for p in (ROOT / IMAGES).glob(f"{PREFIX}_*")]
+    old = [p for p in there if p not in wanted]
     new = [p for p, data in wanted.items() if not (ROOT / p).exists() or (ROOT / p).read_bytes() != data]
     if args.check:
-        if old or new: sys.exit(f"Not what nbs/index.ipynb gives: {', '.join(new + old)}; run `python tools/readme.py`.")
+        if old or new:
+            sys.exit(f"Not what nbs/index.ipynb gives: {', '.join(new + old)}; run `python tools/readme.py`.")
         return
     for p in old: (ROOT / p).unlink()
     for p in new:
         (ROOT / p).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / p).write_bytes(wanted[p])
-    if old or new: print(f"wrote {', '.join(new) or 'nothing'}" + (f"; removed {', '.join(old)}" if old else ""))
+    removed = f"; removed {', '.join(old)}" if old else ""
+    if old or new: print(f"wrote {', '.join(new) or 'nothing'}{removed}")
 
 
 if __name__ == "__main__": main()
