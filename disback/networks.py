@@ -132,7 +132,7 @@ def zeroed(layer:nn.Module # with a weight and a bias
     nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/05_networks.ipynb #0261b6cb
+# %% ../nbs/05_networks.ipynb #fce444b0
 @register
 class ResMLP(Preconditioned):
     "A residual MLP denoiser for vectors."
@@ -149,7 +149,7 @@ class ResMLP(Preconditioned):
         self.inp, self.out = nn.Linear(dim, width), zeroed(nn.Linear(width, dim))
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
 
-    def raw(self, x:torch.Tensor, c_noise:torch.Tensor, cond:torch.Tensor|None=None)->torch.Tensor: # `(B, dim)`
+    def raw(self, x:torch.Tensor, c_noise:torch.Tensor, cond:torch.Tensor|None=None)->torch.Tensor:
         e, h = self.embed(c_noise, cond), self.inp(x)
         for block in self.blocks: h = block(h, e)
         return self.out(F.silu(h))
