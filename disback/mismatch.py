@@ -57,6 +57,7 @@ def as_noised(x0:torch.Tensor,       # clean samples `(n, *dims)`
               generator:torch.Generator|None=None, # where `eps` is drawn from; None: a fixed seed
              )->tuple[torch.Tensor, torch.Tensor]: # `x0, eps`, checked, on one device
     "Samples and their unit noise, or a sentence that says what is wrong with them."
+    x0 = torch.as_tensor(x0)
     as_rows(x0, 'x0', least=1)
     if not x0.is_floating_point(): raise ValueError(f"x0 must be samples in floating point, got {x0.dtype}")
     if eps is None:

@@ -102,7 +102,10 @@ class NoiseEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * n_freqs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.label = nn.Embedding(n_classes, 2 * n_freqs) if n_classes else None
 
-    def forward(self, c_noise, cond=None): # `(B,)`, and labels `(B,)` or None -> `(B, width)`
+    def forward(self,
+                c_noise:torch.Tensor,      # `(B,)`
+                cond:torch.Tensor|None=None, # labels `(B,)`, or None
+               )->torch.Tensor:            # `(B, width)`
         a = c_noise[:, None] * self.freqs
         e = torch.cat([a.cos(), a.sin()], 1)
         if cond is None: return self.mlp(e)
@@ -118,7 +121,8 @@ class MLPBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.inp, self.emb, self.out = [nn.Linear(width, width) for _ in range(3)]
 
-    def forward(self, h, e): return h + self.out(F.silu(self.inp(self.norm(h)) + self.emb(e)))
+    def forward(self, h:torch.Tensor, e:torch.Tensor)->torch.Tensor: # `(B, width)` each
+        return h + self.out(F.silu(self.inp(self.norm(h)) + self.emb(e)))
 
 # %% ../nbs/05_networks.ipynb #f2720890
 def zeroed(layer:nn.Module # with a weight and a bias
@@ -128,7 +132,7 @@ def zeroed(layer:nn.Module # with a weight and a bias
     nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/05_networks.ipynb #d5d365d7
+# %% ../nbs/05_networks.ipynb #fce444b0
 @register
 class ResMLP(Preconditioned):
     "A residual MLP denoiser for vectors."
@@ -145,7 +149,7 @@ class ResMLP(Preconditioned):
         self.inp, self.out = nn.Linear(dim, width), zeroed(nn.Linear(width, dim))
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
 
-    def raw(self, x, c_noise, cond=None):
+    def raw(self, x:torch.Tensor, c_noise:torch.Tensor, cond:torch.Tensor|None=None)->torch.Tensor:
         e, h = self.embed(c_noise, cond), self.inp(x)
         for block in self.blocks: h = block(h, e)
         return self.out(F.silu(h))
@@ -164,7 +168,7 @@ class ConvBlock(nn.Module):
         self.emb  = nn.Linear(width, 2 * c_out)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, h, e):
+    def forward(self, h:torch.Tensor, e:torch.Tensor)->torch.Tensor: # `(B, C, H, W)` and `(B, width)`
         scale, shift = self.emb(e)[:, :, None, None].chunk(2, 1)
         y = self.norm2(self.conv1(F.silu(self.norm1(h)))) * (1 + scale) + shift
         return self.skip(h) + self.conv2(F.silu(y))
@@ -203,9 +207,13 @@ class UNet(Preconditioned):
         self.up   = nn.ModuleList(conv_level(2 * c, above, width, blocks) for above, c in levels)
         self.norm, self.out = nn.GroupNorm(8, first), zeroed(nn.Conv2d(first, C, 3, padding=1))
 
-# %% ../nbs/05_networks.ipynb #243046f3
+# %% ../nbs/05_networks.ipynb #c405dd42
 @patch
-def raw(self:UNet, x, c_noise, cond=None): # `(B, C, H, W)`, `(B,)`, labels `(B,)` or None
+def raw(self:UNet,
+        x:torch.Tensor,       # scaled images, `(B, C, H, W)`
+        c_noise:torch.Tensor, # `(B,)`
+        cond:torch.Tensor|None=None, # labels `(B,)`, or None
+       )->torch.Tensor:       # `(B, C, H, W)`
     "Down, across and up again."
     e, h, skips = self.embed(c_noise, cond), self.inp(x), []
     for i, level in enumerate(self.down):
@@ -289,6 +297,6 @@ class Placed(nn.Module):
         self.register_buffer('scale', torch.tensor(float(scale)))
         self.register_buffer('shift', torch.as_tensor(shift, dtype=torch.float))
 
-    def forward(self, z, cond=None):
+    def forward(self, z:torch.Tensor, cond:Any=None)->torch.Tensor: # unit noise, `(B, *dims)` -> samples
         x0 = self.student(z.reshape(len(z), *self.student.shape), cond)
         return (self.scale * x0 + self.shift).reshape(len(z), *self.shape)
