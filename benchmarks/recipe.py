@@ -11,27 +11,25 @@ from statistics import median
 try:
     import torch
     from disback.backtracking import Backtracking
-    from disback.edm import edm_network
     from disback.engine import Engine
-    from disback.networks import OneStep, build
+    from disback.networks import OneStep
     from disback.paths import DegradationPath
     from disback.recipes import load_recipe, n_parameters
-    from disback.stages import Compute, optimizer_of
-    from disback.cli import STAGES
+    from disback.stages import optimizer_of
 except ImportError as e: sys.exit(f"recipe.py: {e}: install the library first, with `pip install -e .` in the project's folder")
 
 
 def measure(recipe, batch, precision, steps, device):
     """One run of a few steps; its row of the table."""
     torch.manual_seed(0)
-    table, options = recipe["network"], recipe["backtrack"]
-    net = (build(table) if "name" in table else edm_network(**table)).eval()
+    net, first, second = recipe.build().eval(), recipe.stages["degrade"], recipe.stages["backtrack"].filled("images")
     with torch.no_grad():
         for p in net.parameters(): p.add_(0.02 * torch.randn_like(p))    # those that start at zero would leave gradients zero
     engine = Engine(device=device, precision=precision, channels_last=device == "cuda")
     if device == "cuda": torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
-    run = Backtracking(OneStep(net, recipe["degrade"].get("sigma_init")), DegradationPath.of(net), n_steps=steps, batch=batch, engine=engine,
-                       **{k: options[k] for k in ("lr", "fake_lr", "decay", "loss") if k in options}, **optimizer_of(options.get("betas")))
+    run = Backtracking(OneStep(net, first.sigma_init), DegradationPath.of(net), second.loss, n_steps=steps, batch=batch,
+                       lr=second.lr, fake_lr=second.fake_lr, decay=second.decay, engine=engine,
+                       optimizer=optimizer_of(second.betas))
     seconds, losses = [], []
     for _ in range(steps):
         start = time.perf_counter()
@@ -39,8 +37,10 @@ def measure(recipe, batch, precision, steps, device):
         if device == "cuda": torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     losses, tenth = torch.stack(losses).float().cpu(), max(1, steps // 10)
-    return dict(batch=batch, precision=precision, seconds_a_step=median(seconds[min(10, steps // 2):]), fake_loss_first=losses[:tenth].mean().item(), fake_loss_last=losses[-tenth:].mean().item(),
-                peak_gb=torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None, parameters=n_parameters(net))
+    return dict(batch=batch, precision=precision, seconds_a_step=median(seconds[min(10, steps // 2):]),
+                fake_loss_first=losses[:tenth].mean().item(), fake_loss_last=losses[-tenth:].mean().item(),
+                peak_gb=torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
+                parameters=n_parameters(net))
 
 
 def main():
@@ -55,13 +55,13 @@ def main():
     args = args.parse_args()
     if args.steps < 2 or min(args.batch) < 1: sys.exit("recipe.py: --steps must be at least 2 and every --batch at least 1")
     if args.device == "cuda" and not torch.cuda.is_available(): sys.exit("recipe.py: there is no CUDA device here: leave --device out, or give cpu")
-    try: recipe = load_recipe(args.recipe, STAGES, Compute)
+    try: recipe = load_recipe(args.recipe)
     except ValueError as e: sys.exit(f"recipe.py: {e}")
-    if recipe["network"] is None: sys.exit(f"recipe.py: recipe {args.recipe} does not describe its network, [network]")
+    if recipe.network is None: sys.exit(f"recipe.py: recipe {args.recipe} does not describe its network, [network]")
     rows = [measure(recipe, batch, precision, args.steps, args.device) for batch in args.batch for precision in args.precision]
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     if args.json: print(json.dumps(dict(recipe=args.recipe, device=device, date=str(datetime.date.today()), torch=torch.__version__, steps=args.steps, rows=rows))); return
-    print(f"{recipe['title']}: {rows[0]['parameters']:,} parameters, {args.steps} steps, {device}, torch {torch.__version__}, {datetime.date.today()}\n")
+    print(f"{recipe.title}: {rows[0]['parameters']:,} parameters, {args.steps} steps, {device}, torch {torch.__version__}, {datetime.date.today()}\n")
     print(f"{'batch':>5}  {'precision':>9}  {'s a step':>9}  {'peak GB':>8}  {'loss of the fake score':>22}")
     for r in rows: print(f"{r['batch']:>5}  {r['precision']:>9}  {r['seconds_a_step']:>9.3f}  {'' if r['peak_gb'] is None else format(r['peak_gb'], '.1f'):>8}  {r['fake_loss_first']:>10.3f} to {r['fake_loss_last']:.3f}")
 

@@ -44,7 +44,7 @@ def parse(command:str, # one of `COMMANDS`
     stages = recipe.stages | dict(run=Run(out=OPEN, recipe=told.recipe, compute=recipe.compute))
     return tyro.cli(cls, **how, default=ready(stages[command], told.dry_run)), recipe
 
-# %% ../nbs/46_cli.ipynb #93c37410
+# %% ../nbs/46_cli.ipynb #253918e8
 def plan_of(recipe:Any,      # a `Recipe`
             options:Options, # of one of its stages, or of the run
            )->str:
@@ -53,7 +53,7 @@ def plan_of(recipe:Any,      # a `Recipe`
     from disback.recipes import plan, plan_text, probe
     from disback.stages import engine_of
     options.check()
-    network, compute = recipe.network_on_meta(), options.compute or recipe.compute
+    network, compute = recipe.build('meta'), options.compute or recipe.compute
     stages, seconds = recipe.stages | {options.name: options}, {}
     first, second, last = [stages[name] for name in ('degrade', 'backtrack', 'evaluate')]
     devices = [compute.device] if compute.device else ['cpu', *['cuda'] * torch.cuda.is_available()]

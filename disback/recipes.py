@@ -83,7 +83,7 @@ def first_sentence(box:str # what the parser said: a title, and what follows bet
     is_text = lambda line: bool(line.strip('─-╰╯'))
     return ' '.join(takewhile(is_text, dropwhile(lambda line: not is_text(line), lines))).rstrip('.')
 
-# %% ../nbs/42_recipes.ipynb #08389a83
+# %% ../nbs/42_recipes.ipynb #3ce88062
 @dataclass
 class Recipe:
     "Settings for all stages."
@@ -95,12 +95,14 @@ class Recipe:
     stages: dict          # `{stage: its options}`, `OPEN` where they need more
     trains: bool          # whether it says how the teacher is trained
 
-    def network_on_meta(self)->torch.nn.Module: # a denoiser whose weights have shapes and no values
-        "The network that the recipe describes."
+    def build(self,
+              device:str='cpu', # on 'meta' its weights have shapes and no values
+             )->torch.nn.Module: # a denoiser
+        "A new network as the recipe describes it."
         if not self.network:
             raise ValueError(f"recipe {self.name} does not describe its network, so there is nothing to "
                              "plan: add a table [network]")
-        with torch.device('meta'):
+        with torch.device(device):
             return build(self.network) if 'name' in self.network else edm_network(**self.network)
 
 # %% ../nbs/42_recipes.ipynb #bd0207d6
