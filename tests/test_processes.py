@@ -1,4 +1,5 @@
-"""Two processes on the CPU (gloo) do what one does: the same weights, with copied and with shared weights; and a process that dies takes the run down, which then resumes.
+"""Two processes on the CPU (gloo) do what one does: the same weights, with copied and with shared weights;
+and a process that dies takes the run down, which then resumes.
 
 This file is also the program that each process runs: `torchrun ... tests/test_processes.py FOLDER`."""
 import json
@@ -15,10 +16,26 @@ import torch
 ENV = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "DISBACK_PROGRESS": "0"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 QUICK = ["--n-steps", "40", "--batch", "16"]
+NETWORKS = "denoiser", "degraded", "student", "fake", "ema"
+
+# Two processes add up a gradient in another order than one does, so it differs by float32's rounding, about
+# 1e-7 of the summands. Adam divides by the gradient's size: where the summands cancel, their rounding is made
+# as large as any step, so single weights may differ by more. What is compared is the distance of all weights,
+# relative to the way that they went: below 1e-6 where this was tried. A process that trains on half of the
+# batch is off by 0.3 to 0.4.
+ORDER = 1e-4
+
+
+def apart(one, two, start):
+    """How far two sets of weights are from each other, in lengths of the way that the first went."""
+    assert one.keys() == two.keys() == start.keys()
+    def length(a, b): return sum((a[k] - b[k]).double().square().sum() for k in a).sqrt().item()
+    assert length(one, start) > 0
+    return length(one, two) / length(one, start)
 
 
 def arms():
-    """Runs of 20 steps by name, made anew: `name -> (function of an engine, options of the engine)`."""
+    """Runs of 12 steps by name, made anew: `name -> (function of an engine, options of the engine)`."""
     from disback.backtracking import Backtracking
     from disback.degradation import Degradation, Every
     from disback.diffusion import edm_noise
@@ -32,35 +49,48 @@ def arms():
         net = ResMLP(width=32, depth=1, sigma_data=2.)
         for p in net.parameters(): p.data += .1 * torch.randn_like(p)
         return net
-    def back(**kw): return lambda engine: Backtracking(OneStep(net(1)), DegradationPath.of(net(0)), n_steps=20, batch=32, engine=engine, **kw)
+
+    def pretraining(engine):
+        return Pretraining(net(0), ring_mixture().sample, n_steps=12, batch=32, engine=engine)
+
+    def degradation(pool):
+        options = dict(keep=Every(6), n_steps=12, batch=32, pool=pool, n_probe=16)
+        return lambda engine: Degradation(net(0), OneStep(net(1)), engine=engine, **options)
+
+    def back(**more):
+        options = dict(n_steps=12, batch=32) | more
+        path = DegradationPath.of(net(0))
+        return lambda engine: Backtracking(OneStep(net(1)), path, engine=engine, **options)
+    own_noise = dict(ratio=2, fake_noise=edm_noise(1.))
     plain, shard = {}, dict(shard=True)
     return dict(
-        pretraining=(lambda e: Pretraining(net(0), ring_mixture().sample, n_steps=20, batch=32, engine=e), plain),
-        degradation=(lambda e: Degradation(net(0), OneStep(net(1)), keep=Every(10), n_steps=20, batch=32, pool=64, n_probe=16, engine=e), plain),
-        live=(lambda e: Degradation(net(0), OneStep(net(1)), keep=Every(10), n_steps=20, batch=32, pool=None, n_probe=16, engine=e), plain),
-        shared=(back(), plain), pieces=(back(), dict(pieces=2)), ratio=(back(ratio=2, fake_noise=edm_noise(1.)), plain), sid=(back(loss="sid"), plain),
-        pretraining_sharded=(lambda e: Pretraining(net(0), ring_mixture().sample, n_steps=20, batch=32, engine=e), shard),
-        degradation_sharded=(lambda e: Degradation(net(0), OneStep(net(1)), keep=Every(10), n_steps=20, batch=32, pool=64, n_probe=16, engine=e), shard),
-        shared_sharded=(back(), shard), pieces_sharded=(back(), shard | dict(pieces=2)), ratio_sharded=(back(ratio=2, fake_noise=edm_noise(1.)), shard),
+        pretraining=(pretraining, plain), degradation=(degradation(64), plain),
+        live=(degradation(None), plain), shared=(back(), plain), pieces=(back(), dict(pieces=2)),
+        ratio=(back(**own_noise), plain),
+        sid=(back(loss="sid"), plain), pretraining_sharded=(pretraining, shard),
+        degradation_sharded=(degradation(64), shard), shared_sharded=(back(), shard),
+        pieces_sharded=(back(), shard | dict(pieces=2)), ratio_sharded=(back(**own_noise), shard),
         resumed=(back(), dict(shard=True, sharded_checkpoints=True)))
 
 
-def results(run, folder, sharded):
-    """Take all steps, through a checkpoint half way for sharded runs; return every weight of the run."""
+def weights_of(run):
+    """Every weight of a run, by network and name."""
     from disback.paths import snapshot
+    networks = {k: getattr(run, k) for k in NETWORKS if isinstance(getattr(run, k, None), torch.nn.Module)}
+    return {f"{k}.{name}": v for k, network in networks.items() for name, v in snapshot(network).items()}
+
+
+def through_a_checkpoint(run, folder):
+    """Take all steps, the second half of them from a checkpoint, which gives the same bits as without."""
     from disback.runs import Checkpoints
-    names = [k for k in ("denoiser", "degraded", "student", "fake", "ema") if isinstance(getattr(run, k, None), torch.nn.Module)]
-    if not sharded: [*run]
-    else:
-        for _ in range(10): next(run)
-        checkpoints = Checkpoints(folder / "checkpoint.safetensors", run.processes)
-        checkpoints.save(run)
-        for _ in range(10): next(run)
-        after = {k: snapshot(getattr(run, k)) for k in names}
-        assert checkpoints.resume(run) and run.step == 10
-        [*run]
-        for k in names: assert all(torch.equal(v, after[k][name]) for name, v in snapshot(getattr(run, k)).items()), f"{k} is not what it was"
-    return {f"{k}.{name}": v for k in names for name, v in snapshot(getattr(run, k)).items()}
+    checkpoints = Checkpoints(folder / "checkpoint.safetensors", run.processes)
+    for _ in range(6): next(run)
+    checkpoints.save(run)
+    for _ in range(6): next(run)
+    after = weights_of(run)
+    assert checkpoints.resume(run) and run.step == 6
+    for _ in run: pass
+    for name, v in weights_of(run).items(): assert torch.equal(v, after[name]), f"{name} is not what it was"
 
 
 def work(folder):
@@ -69,26 +99,39 @@ def work(folder):
     for name, (make, options) in arms().items():
         engine = Engine(**options)
         assert engine.processes.world == 2
-        weights = results(make(engine), folder / name, "sharded" in name or name == "resumed")
+        run = make(engine)
+        if "shard" in options: through_a_checkpoint(run, folder / name)
+        else:
+            for _ in run: pass
+        weights = weights_of(run)
         if engine.processes.rank == 0: save_state(folder / f"{name}.safetensors", weights)
     engine.processes.end()
 
 
 def test_two_processes_do_what_one_does(tmp_path):
     from disback.runs import load_state
-    done = subprocess.run([*TORCHRUN, __file__, tmp_path], env=ENV, capture_output=True, text=True, timeout=300)
+    command = [*TORCHRUN, __file__, tmp_path]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    for name, (make, options) in arms().items():
-        alone, two = results(make(None), tmp_path, False), load_state(tmp_path / f"{name}.safetensors")
-        assert alone.keys() == two.keys()
-        worst = max((alone[k] - two[k]).abs().max().item() for k in alone)
-        assert 0 < max(v.abs().max() for v in alone.values()) and worst < 1e-6, (name, worst)
+    for name, (make, _) in arms().items():
+        run = make(None)
+        start = weights_of(run)
+        for _ in run: pass
+        distance = apart(weights_of(run), load_state(tmp_path / f"{name}.safetensors"), start)
+        assert distance < ORDER, (name, distance)
 
 
-def disback(*args, processes=1):
-    launch = [sys.executable, "-c", "from disback.cli import main; main()"]
-    if processes > 1: launch = [*TORCHRUN, "--no-python", *launch]
-    return subprocess.Popen([*launch, *map(str, args)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def disback(*args):
+    """Start the command line on two processes."""
+    program = ["--no-python", sys.executable, "-c", "from disback.cli import main; main()"]
+    return subprocess.Popen([*TORCHRUN, *program, *map(str, args)], env=ENV, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def alone(*args):
+    """The same in this process alone."""
+    from disback.cli import main
+    main([*map(str, args)])
 
 
 def finish(process):
@@ -97,27 +140,32 @@ def finish(process):
 
 
 def children(pid):
-    return [int(p) for task in Path(f"/proc/{pid}/task").iterdir() for p in (task / "children").read_text().split()]
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(p) for task in tasks for p in (task / "children").read_text().split()]
+
+
+def student(folder):
+    from disback.folders import RunFolder
+    return RunFolder(folder).network("student").state_dict()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found through /proc")
 def test_a_process_that_dies_takes_the_run_down_and_it_resumes(tmp_path):
-    from disback.runs import load_state
-    for command in (["pretrain", "--data", "ring", "--out", tmp_path / "teacher"], ["degrade", "--teacher", tmp_path / "teacher", "--out", tmp_path / "path"],
-                    ["backtrack", "--path", tmp_path / "path", "--out", tmp_path / "alone"]):
-        status, err = finish(disback(*command, *QUICK))
-        assert status == 0, err
+    alone("pretrain", "--data", "ring", "--out", tmp_path / "teacher", *QUICK)
+    alone("degrade", "--teacher", tmp_path / "teacher", "--out", tmp_path / "path", *QUICK)
+    alone("backtrack", "--path", tmp_path / "path", "--out", tmp_path / "alone", *QUICK)
     command = ["backtrack", "--path", tmp_path / "path", "--out", tmp_path / "two", *QUICK]
-    process = disback(*command, processes=2)
-    while not (tmp_path / "two" / "checkpoint.safetensors").exists() and process.poll() is None: time.sleep(.002)
+    process = disback(*command)
+    checkpoint = tmp_path / "two" / "checkpoint.safetensors"
+    while not checkpoint.exists() and process.poll() is None: time.sleep(.002)
     os.kill(children(process.pid)[1], signal.SIGKILL)
     status, err = finish(process)
     assert status != 0 and "SIGKILL" in err, err       # torchrun says which process died, and of what
     assert not (tmp_path / "two" / "result.json").exists()
-    status, err = finish(disback(*command, "--resume", processes=2))
+    status, err = finish(disback(*command, "--resume"))
     assert status == 0, err
-    a, b = [load_state(tmp_path / k / "student.safetensors")["weights"] for k in ("alone", "two")]
-    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-6
+    assert apart(*[student(tmp_path / k) for k in ("alone", "two", "path")]) < ORDER
+
 
 RECIPE = """[network]
 img_resolution = 8
@@ -152,13 +200,14 @@ n_steps = 3
 
 
 def test_a_recipe_runs_on_two_processes(tmp_path):
-    from disback.runs import load_state
     (tmp_path / "small.toml").write_text(RECIPE)
-    for processes, name in ((1, "alone"), (2, "two")):
-        status, err = finish(disback("run", "--recipe", tmp_path / "small.toml", "--out", tmp_path / name, processes=processes))
-        assert status == 0, err
-    a, b = [load_state(tmp_path / k / "student" / "student.safetensors")["weights"] for k in ("alone", "two")]
-    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-4      # Adam's first steps make much of a rounding where a gradient is nearly zero
+    command = ["run", "--recipe", tmp_path / "small.toml", "--out"]
+    alone(*command, tmp_path / "alone")
+    status, err = finish(disback(*command, tmp_path / "two"))
+    assert status == 0, err
+    # After so few steps of Adam, rounding turns the whole way of a weight whose gradient is nearly zero
+    distance = apart(*[student(tmp_path / name) for name in ("alone/student", "two/student", "alone/path")])
+    assert distance < .1, distance
     one, two = [json.loads((tmp_path / k / "result.json").read_text())["student"] for k in ("alone", "two")]
     assert one.keys() == two.keys() and abs(one["frechet"] / two["frechet"] - 1) < 1e-2
 
