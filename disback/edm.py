@@ -182,7 +182,7 @@ class EDMUNet(nn.Module):
         self.levels = [(f'{side}x{side}_', side in attn_resolutions, model_channels * m)
                        for side, m in zip(sides, channel_mult)]    # name, whether there is attention, width
 
-    def forward(self, x, c_noise, labels=None, augment=None):
+    def forward(self, x, c_noise, labels=None, augment=None): # scaled pictures; a row each for the others
         e = self.embed(c_noise, labels, augment)
         return self.go_up(self.go_down(x, e), e)
 
