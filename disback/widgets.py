@@ -529,7 +529,7 @@ class DistillationLab(Board):
         super().__init__()
         self.fixed, self.modes, self.stage = dict(fixed, teachers={}), [(-2., 0.), (2., 0.)], w.HTML()
         self.lock, self.thread = threading.RLock(), None
-        self.wanted, self.beat, self.painted = 0, 0., 0.    # steps; times of the last tick and picture
+        self.wanted, self.beat, self.due = 0, 0., 0.    # steps; times of the last tick and the next picture
         chosen = dict(data=data, kind=kind, fake=1, loss='diff_instruct', ratio=1, nodes=5, seed=0,
                       itinerary='adaptive') | dict(zip(('one', 'other'), (*arms, NOBODY)))
         with self.minding():
@@ -597,7 +597,7 @@ def piece(self:DistillationLab)->bool: # whether there may be more to do
         watched = not self.play.playing or time.monotonic() - self.beat < self.lease
         with self.minding():
             more = watched and self.wanted > 0 and self.work()
-            if not more or time.monotonic() - self.painted > .4: self.paint()
+            if not more or time.monotonic() > self.due: self.paint()
         if not more:
             self.thread = None
             if watched: self.pause()
@@ -647,8 +647,10 @@ def tick(self:DistillationLab)->None:
 # %% ../nbs/44_widgets.ipynb #26e4abb7
 @patch
 def paint(self:DistillationLab)->None:
-    "Show where the race stands."
-    self.image.value, self.painted = as_png(self.size, self.plot_race), time.monotonic()
+    "Show where the race stands; not again before twice the time that it took is over."
+    begun = time.monotonic()
+    self.image.value = as_png(self.size, self.plot_race)
+    self.due = 3 * time.monotonic() - 2 * begun
 
 @patch
 def plot_race(self:DistillationLab, fig:Figure)->None: # to draw on
