@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal
 from tyro.conf import Positional, arg
-from .core import DEFAULTS, check_number
+from .core import DEFAULTS, check_number, patch_property
 
 # %% ../nbs/40_options.ipynb #79d8d07f
 COUNT, RATE, SEED = dict(whole=True, least=1), dict(above=0), dict(whole=True, least=0, below=2**62)
@@ -24,6 +24,7 @@ RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n'
                  betas=dict(least=0, below=1), decay=dict(least=0, most=1), classes=dict(whole=True, least=0),
                  port=dict(whole=True, least=1, below=2**16)))
 
+# %% ../nbs/40_options.ipynb #19295dc9
 def check_ranges(options:Any # an object whose fields are options
                 )->None:
     "Raise a `ValueError` for an option that is out of its range; None is in every range."
@@ -39,6 +40,7 @@ def in_words(default:Any # a value, or one for points and one for images
     if isinstance(default, dict): return ', '.join(f'{kind} {in_words(v)}' for kind, v in default.items())
     return ' '.join(f'{v:g}' for v in default) if isinstance(default, tuple) else f'{default:g}'
 
+# %% ../nbs/40_options.ipynb #963e3607
 def from_table(**table:Any # defaults, by option; one that depends on the data is a `dict(points=, images=)`
               )->Callable: # a decorator for a class of options, to stand below `@dataclass`
     "Let `--help` show, and `filled` put in, the defaults of options that are None."
@@ -103,12 +105,14 @@ class Compute:
         "Raise a `ValueError` for a value that could only fail later."
         check_ranges(self)
 
+# %% ../nbs/40_options.ipynb #ab5c9b64
 @dataclass(kw_only=True)
 class FromRecipe(Options):
     "The options of a command that a recipe may hold."
     recipe: str | None = None # take what is not given from a recipe: one of the library, or a TOML file
     dry_run: bool = False     # print what the whole recipe will need, and do nothing
 
+# %% ../nbs/40_options.ipynb #b5af8846
 @dataclass(kw_only=True)
 class Stage(FromRecipe):
     "What the stages that train have in common."
@@ -128,6 +132,7 @@ def network_config(text:str|None # of `--network`
     raise ValueError("--network must be the arguments of an EDM network as JSON, such as "
                      f"'{{\"model_channels\": 32}}', got {text!r}")
 
+# %% ../nbs/40_options.ipynb #20012925
 @dataclass(kw_only=True)
 @from_table(**DEFAULTS['pretrain'])
 class Pretrain(Stage):
@@ -211,21 +216,22 @@ class Backtrack(Stage):
     reference: Path | None = None    # statistics file (.npz) of real images to measure against; None: data
     weights: Path | None = None      # file of the Inception network, for --reference; None: it is downloaded
 
-    @property
-    def schedule(self)->tuple[str, tuple[int, ...]]: # its kind; of 'fixed' the steps on each target
-        "The itinerary in parts."
-        kind, colon, steps = self.itinerary.partition(':')
-        if kind in ('adaptive', 'proportional') and not colon: return kind, ()
-        try:
-            if kind == 'fixed': return kind, tuple(int(s) for s in steps.split(','))
-        except ValueError: pass
-        raise ValueError("--itinerary is adaptive, proportional or fixed: with the steps on each target "
-                         f"before the teacher, such as fixed:1000,10000,10000, got {self.itinerary!r}")
-
     def check(self)->None:
         "As `Options.check`; and the itinerary is one."
         super().check()
         _ = self.schedule
+
+# %% ../nbs/40_options.ipynb #79090869
+@patch_property
+def schedule(self:Backtrack)->tuple[str, tuple[int, ...]]: # its kind; of 'fixed' the steps on each target
+    "The itinerary in parts."
+    kind, colon, steps = self.itinerary.partition(':')
+    if kind in ('adaptive', 'proportional') and not colon: return kind, ()
+    try:
+        if kind == 'fixed': return kind, tuple(int(s) for s in steps.split(','))
+    except ValueError: pass
+    raise ValueError("--itinerary is adaptive, proportional or fixed: with the steps on each target "
+                     f"before the teacher, such as fixed:1000,10000,10000, got {self.itinerary!r}")
 
 # %% ../nbs/40_options.ipynb #4ed409b5
 @dataclass(kw_only=True)
@@ -240,6 +246,7 @@ class Sample(FromRecipe):
     seed: int = 0               # of the noise
     resume: bool = False        # take what is in the folder, if it is finished, or draw again
 
+# %% ../nbs/40_options.ipynb #72d41063
 @dataclass(kw_only=True)
 class Evaluate(FromRecipe):
     "Measure samples of a finished run against held-out samples, or a file of statistics."
@@ -265,6 +272,7 @@ class Evaluate(FromRecipe):
             raise ValueError("--reference is a file of statistics of the Inception network: "
                              "add --features inception")
 
+# %% ../nbs/40_options.ipynb #31a3e9a3
 @dataclass(kw_only=True)
 class Statistics(Options):
     "Write the statistics file of real images, for --reference."
@@ -275,6 +283,7 @@ class Statistics(Options):
     weights: Path | None = None # file of the Inception network; None: torch-fidelity's own download
     compute: Compute = field(default_factory=Compute) # where to compute
 
+# %% ../nbs/40_options.ipynb #906a7f05
 STAGES = {cls.__name__.lower(): cls for cls in (Pretrain, Import, Degrade, Backtrack, Evaluate, Sample)}
 
 # %% ../nbs/40_options.ipynb #4de628c1
@@ -295,6 +304,7 @@ class Demo(Options):
     resume: bool = False              # go on with the demo in the folder
     compute: Compute = field(default_factory=Compute) # where and how to compute
 
+# %% ../nbs/40_options.ipynb #21ce7c2b
 @dataclass(kw_only=True)
 class Run(Stage):
     "All stages of a recipe, into one folder."
@@ -310,6 +320,7 @@ class Run(Stage):
         "As `Options.settings`, with the recipe."
         return super().settings() | dict(recipe=self.recipe)
 
+# %% ../nbs/40_options.ipynb #fa5184d3
 @dataclass(kw_only=True)
 @from_table(**DEFAULTS['compare'])
 class Compare(Options):
@@ -332,6 +343,7 @@ class Compare(Options):
         for name in ('tasks', 'arms', 'seeds'):
             if not getattr(self, name): raise ValueError(f"--{name} names at least one, got none")
 
+# %% ../nbs/40_options.ipynb #2c568ef7
 @dataclass(kw_only=True)
 class Lab(Options):
     "Open JupyterLab on a copy of the tutorials, with the widgets to step through them."
@@ -339,4 +351,5 @@ class Lab(Options):
     port: int = 8888                # of JupyterLab, on this machine only; the next free one if it is taken
     browser: bool = True            # whether to open a browser
 
+# %% ../nbs/40_options.ipynb #d0c14e45
 COMMANDS = {cls.__name__.lower(): cls for cls in (Demo, Run, *STAGES.values(), Statistics, Compare, Lab)}
