@@ -62,7 +62,7 @@ def ema_power(std:float # width of the average relative to the length of trainin
     check_number('the relative width of an average', std, above=0, below=12**-.5)
     return np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max().item()
 
-# %% ../nbs/09_runs.ipynb #718261b7
+# %% ../nbs/09_runs.ipynb #6d174413
 class EMA:
     "An averaged copy `module` of a network in training."
     def __init__(self,
@@ -74,26 +74,24 @@ class EMA:
         self.power, self.step, self.processes = ema_power(std), 0, processes
         self.module, self.source = clone(module, trainable=False).to(device), None
 
-    @torch.no_grad()
-    def update(self, module:nn.Module): # the network after a step
-        "Draw the average towards the network (Karras et al. 2024, eq. 127)."
-        self.step += 1
-        if self.source is not module:    # its tensors are listed once
-            self.source, both = module, (self.module, module)
-            self.parameters, self.buffers = [[*m.parameters()] for m in both], [[*m.buffers()] for m in both]
-        ours, theirs = self.parameters
-        if ours[0].device != theirs[0].device: theirs = [p.to(ours[0].device) for p in theirs]
-        torch._foreach_lerp_(ours, theirs, 1 - (1 - 1 / self.step)**(self.power + 1))
-        for a, b in zip(*self.buffers): a.copy_(b)
+    def state_dict(self)->dict: return {'step': self.step, 'module': self.module.state_dict()}
+    def load_state_dict(self, state:dict)->None:
+        self.step = state['step']
+        load_weights(self.module, state['module'], processes=self.processes)
 
-# %% ../nbs/09_runs.ipynb #5c19fbb2
+# %% ../nbs/09_runs.ipynb #33214738
 @patch
-def state_dict(self:EMA)->dict: return {'step': self.step, 'module': self.module.state_dict()}
-
-@patch
-def load_state_dict(self:EMA, state:dict)->None:
-    self.step = state['step']
-    load_weights(self.module, state['module'], processes=self.processes)
+@torch.no_grad()
+def update(self:EMA, module:nn.Module): # the network after a step
+    "Draw the average towards the network (Karras et al. 2024, eq. 127)."
+    self.step += 1
+    if self.source is not module:    # its tensors are listed once
+        self.source, both = module, (self.module, module)
+        self.parameters, self.buffers = [[*m.parameters()] for m in both], [[*m.buffers()] for m in both]
+    ours, theirs = self.parameters
+    if ours[0].device != theirs[0].device: theirs = [p.to(ours[0].device) for p in theirs]
+    torch._foreach_lerp_(ours, theirs, 1 - (1 - 1 / self.step)**(self.power + 1))
+    for a, b in zip(*self.buffers): a.copy_(b)
 
 # %% ../nbs/09_runs.ipynb #0d510bb9
 class NonFinite(ValueError):
@@ -107,17 +105,26 @@ class Guard:
                 ):
         self.tolerate, self.every, self.skipped, self.last, self.pending = tolerate, every, 0, -1, []
 
-    def watch(self,
-              step:int,            # step number
-              sigma:torch.Tensor,  # noise levels of the batch
-              **values:torch.Tensor, # in the order in which they are made: the first bad one is named
-             ):
-        "Take note of the values of a step; look, if it is time."
-        sums = torch.stack([v.detach().sum().float() for v in values.values()])
-        self.pending.append((step, sigma.detach(), [*values], sums))
-        if step - self.pending[0][0] >= self.every - 1: self.look()
+    def state_dict(self)->dict:
+        self.look()    # nothing is saved while something is wrong
+        return {'skipped': self.skipped, 'last': self.last}
 
-# %% ../nbs/09_runs.ipynb #da27b656
+    def load_state_dict(self, state:dict)->None:
+        self.skipped, self.last, self.pending = state['skipped'], state['last'], []
+
+# %% ../nbs/09_runs.ipynb #f87f7d16
+@patch
+def watch(self:Guard,
+          step:int,            # step number
+          sigma:torch.Tensor,  # noise levels of the batch
+          **values:torch.Tensor, # in the order in which they are made: the first bad one is named
+         ):
+    "Take note of the values of a step; look, if it is time."
+    sums = torch.stack([v.detach().sum().float() for v in values.values()])
+    self.pending.append((step, sigma.detach(), [*values], sums))
+    if step - self.pending[0][0] >= self.every - 1: self.look()
+
+# %% ../nbs/09_runs.ipynb #a2a9d0bb
 @patch
 def look(self:Guard):
     "Count what is bad; raise `NonFinite` if it is more than is tolerated."
@@ -134,15 +141,6 @@ def look(self:Guard):
                             "rate, or tolerate some such steps (on_nonfinite='skip:10')")
         warnings.warn(f"{said}: skipped, {self.skipped} of {self.tolerate} tolerated", stacklevel=2)
 
-@patch
-def state_dict(self:Guard)->dict:
-    self.look()
-    return {'skipped': self.skipped, 'last': self.last}
-
-@patch
-def load_state_dict(self:Guard, state:dict)->None:
-    self.skipped, self.last, self.pending = state['skipped'], state['last'], []
-
 # %% ../nbs/09_runs.ipynb #a5d8fe50
 def plain(value:Any # an argument of a run
          )->Any:    # JSON data that tells it from others: itself, what a dataclass holds, or a name
@@ -151,6 +149,7 @@ def plain(value:Any # an argument of a run
     if is_dataclass(value) and not isinstance(value, type): return repr(value)
     return getattr(value, '__name__', type(value).__name__)
 
+# %% ../nbs/09_runs.ipynb #e2018e30
 class Run:
     "An iterator over optimiser steps, with a state that can be saved."
     def __init__(self,
@@ -170,31 +169,37 @@ class Run:
     def advance(self): raise NotImplementedError
     def __iter__(self): return self
     def __len__(self): return self.n_steps - self.step    # steps still to be taken
-    def __next__(self):
-        if self.step >= self.n_steps: raise StopIteration
-        record = self.advance()
-        self.step += 1
-        if self.step == self.n_steps: self.guard.look()
-        return record
+
+# %% ../nbs/09_runs.ipynb #1d53dc23
+@patch
+def __next__(self:Run):
+    if self.step >= self.n_steps: raise StopIteration
+    record = self.advance()
+    self.step += 1
+    if self.step == self.n_steps: self.guard.look()
+    return record
 
 # %% ../nbs/09_runs.ipynb #b817dda8
+@patch
+def whose(self:Run)->dict: # plain data
+    "What a state must agree about with the run that takes it up."
+    return dict(run=type(self).__name__, library=__version__, n_steps=self.n_steps,
+                sharded=self.processes.sharded, parts=[*self.parts]) | self.settings
+
+# %% ../nbs/09_runs.ipynb #eadeb640
 @patch
 def state_dict(self:Run)->dict:
     "Everything that the next step depends on."
     guard = self.guard.state_dict()    # first: nothing is saved while something is wrong
     parts = {k: v.state_dict() for k, v in self.parts.items()}
-    state = dict(run=type(self).__name__, library=__version__, settings=self.settings, n_steps=self.n_steps,
-                 sharded=self.processes.sharded, step=self.step, generator=self.generator.get_state(),
-                 guard=guard, parts=parts)
-    return self.processes.gather(state)
+    state = dict(whose=self.whose(), step=self.step, generator=self.generator.get_state())
+    return self.processes.gather(state | dict(guard=guard, parts=parts))
 
+# %% ../nbs/09_runs.ipynb #ad53e32c
 @patch
-def check_state(self:Run, state:dict): # what `state_dict` returned
+def check_state(self:Run, state:dict)->None: # what `state_dict` returned
     "Raise unless a state was saved by a run that was made with the same arguments."
-    whose = 'run', 'library', 'n_steps', 'sharded'
-    theirs = {k: state[k] for k in whose} | {'parts': [*state['parts']]} | state['settings']
-    ours = dict(run=type(self).__name__, library=__version__, n_steps=self.n_steps,
-                sharded=self.processes.sharded, parts=[*self.parts]) | self.settings
+    ours, theirs = self.whose(), state['whose']
     for k in ours | theirs:
         if ours.get(k) != theirs.get(k):
             raise ValueError(f"this state belongs to another run ({k}: {theirs.get(k)} there, {ours.get(k)} "
@@ -202,8 +207,9 @@ def check_state(self:Run, state:dict): # what `state_dict` returned
     if not 0 <= state['step'] <= self.n_steps:
         raise ValueError(f"this state is at step {state['step']} of a run of {self.n_steps}")
 
+# %% ../nbs/09_runs.ipynb #a9abf433
 @patch
-def load_state_dict(self:Run, state:dict): # what `state_dict` returned
+def load_state_dict(self:Run, state:dict)->None: # what `state_dict` returned
     "Go on from a saved state; the run must have been made with the same arguments."
     try:
         self.check_state(state)
@@ -224,12 +230,14 @@ def decayed(lr:float,    # learning rate at the start
     "Constant, then linearly down to zero over the last share `decay` of the run."
     return lr if decay <= 0 else lr * min(1., (n_steps - step) / (decay * n_steps))
 
+# %% ../nbs/09_runs.ipynb #78ba70d9
 def set_lr(optimizer:torch.optim.Optimizer, # changed in place
            lr:float, # learning rate of the next step
           )->None:
     "Set the learning rate of every parameter group."
     for group in optimizer.param_groups: group['lr'] = lr
 
+# %% ../nbs/09_runs.ipynb #7b3fc442
 def adam(params:Iterable, # of a network
          lr:float,        # learning rate
          betas:tuple[float,float]=(0.9, 0.999), # how slowly the averages of gradient and square forget
@@ -245,6 +253,7 @@ def all_finite(state:Any # nested dict and list
     if isinstance(state, (list, tuple)): return all(map(all_finite, state))
     return not isinstance(state, torch.Tensor) or bool(state.isfinite().all())
 
+# %% ../nbs/09_runs.ipynb #24934bbb
 class Checkpoints:
     "The checkpoint of a run, and the one before it."
     def __init__(self,
@@ -255,21 +264,23 @@ class Checkpoints:
         if processes.sharded: file = file.with_stem(f'{file.stem}-{processes.rank}-of-{processes.world}')
         self.processes, self.file, self.before = processes, file, file.with_stem(file.stem + '-before')
 
-    def save(self, run:Run):
-        "Save the state of a run, if all is well with it."
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        state = run.state_dict() | {'rng': [torch.get_rng_state(), *cuda]}
-        if not all_finite(state['parts']):
-            raise NonFinite(f"after step {run.step} weights are not finite, so no checkpoint was written; "
-                            "the last good one is kept. Start again with a lower learning rate")
-        if self.processes.sharded or self.processes.rank == 0: save_state(self.file, state, self.before)
-        self.processes.wait()
-
     def delete(self):
         "Remove both, if they are there."
         for file in (self.file, self.before): file.unlink(missing_ok=True)
 
-# %% ../nbs/09_runs.ipynb #c3f87062
+# %% ../nbs/09_runs.ipynb #b602182b
+@patch
+def save(self:Checkpoints, run:Run)->None:
+    "Save the state of a run, if all is well with it."
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    state = run.state_dict() | {'rng': [torch.get_rng_state(), *cuda]}
+    if not all_finite(state['parts']):
+        raise NonFinite(f"after step {run.step} weights are not finite, so no checkpoint was written; "
+                        "the last good one is kept. Start again with a lower learning rate")
+    if self.processes.sharded or self.processes.rank == 0: save_state(self.file, state, self.before)
+    self.processes.wait()
+
+# %% ../nbs/09_runs.ipynb #f7e342d3
 @patch
 def good(self:Checkpoints
         )->tuple[dict,list[str]]: # `{step: (state, file)}`, newest first, and what is wrong with the others
@@ -283,6 +294,7 @@ def good(self:Checkpoints
         except (ValueError, KeyError, TypeError) as e: problems.append(str(e))
     return states, problems
 
+# %% ../nbs/09_runs.ipynb #5b693900
 @patch
 def resume(self:Checkpoints,
            run:Run, # brought to the last good checkpoint, in place
@@ -315,6 +327,7 @@ def progress(iterable:Iterable, # what is iterated over
     silent = silent or os.environ.get('DISBACK_PROGRESS') == '0'
     return tqdm(iterable, total=total, desc=desc, leave=False, disable=silent)
 
+# %% ../nbs/09_runs.ipynb #1defe003
 @contextlib.contextmanager
 def interruptible()->Iterator[list]: # the signals that came
     "Within the block, Ctrl-C and SIGTERM are noted in a list instead of striking at once."
