@@ -12,8 +12,8 @@ def share_of(row,     # of a summary, with passes
              ):       # `share, kind`: kind is 'both', 'bound', 'lost' or None
     """Passes to the threshold as a share of the baseline's.
 
-    The kind says who reached it: 'both'; 'bound' if the baseline did not (then at most this); 'lost' if only the
-    baseline did; None if nobody did."""
+    The kind says who reached it: 'both'; 'bound' if the baseline did not (then at most this); 'lost' if only
+    the baseline did; None if nobody did."""
     ours, theirs = row['passes'], base['passes']
     if math.isinf(ours): return (math.nan, None) if math.isinf(theirs) else (math.inf, 'lost')
     if math.isinf(theirs): return ours / budget, 'bound'
@@ -67,14 +67,15 @@ def over_tasks(table,   # what `summary` returned
                ):       # `{arm: dict(passes=, reached=, runs=, end=)}`
     """Each arm over all its tasks.
 
-    The geometric mean of the median passes (a task whose median run never reached the threshold counts as twice
-    the budget), the runs that reached it, and the mean of the medians at the end."""
+    The geometric mean of the median passes (a task whose median run never reached the threshold counts as
+    twice the budget), the runs that reached it, and the mean of the medians at the end."""
     over = {}
     for arm in dict.fromkeys(row['arm'] for row in table):
         mine = [row for row in table if row['arm'] == arm]
         logs = [math.log(max(1., min(row['passes'], 2 * budget))) for row in mine]
-        over[arm] = dict(passes=math.exp(sum(logs) / len(logs)), reached=sum(row['reached'] for row in mine),
-                         runs=sum(row['seeds'] for row in mine), end=sum(row['end'] for row in mine) / len(mine))
+        total = lambda key: sum(row[key] for row in mine)
+        over[arm] = dict(passes=math.exp(sum(logs) / len(logs)), reached=total('reached'),
+                         runs=total('seeds'), end=total('end') / len(mine))
     return over
 
 
@@ -94,7 +95,8 @@ def common(names):  # `{heading: [arms]}`
 
 def show_by_arm(table, budget, names):  # names: `{heading: [arms]}`
     """Draw the passes to the threshold of many arms: a bar for the mean over tasks, a line for each task."""
-    over, rows = over_tasks(table, budget), [(heading, arm) for heading, arms in names.items() for arm in arms]
+    over = over_tasks(table, budget)
+    rows = [(heading, arm) for heading, arms in names.items() for arm in arms]
     size = 8, 1.3 + .2 * len(rows) + .12 * len(names)
     fig, ax = plt.subplots(figsize=size, layout='constrained')
     y, ticks, before = 0., {}, rows[0][0]
@@ -110,8 +112,8 @@ def show_by_arm(table, budget, names):  # names: `{heading: [arms]}`
     ax.set(yticks=[*ticks], xlim=(0, 2.05 * budget))
     ax.set_yticklabels([*ticks.values()], fontsize=8)
     ax.set_xlabel(f"forward passes to {table[0]['threshold']:g}, stage 1 included. Lines: a task's median of "
-                  f"{table[0]['seeds']} seeds;\nbars: their geometric mean; dotted: never, counted as twice the "
-                  "budget", fontsize=8)
+                  f"{table[0]['seeds']} seeds;\nbars: their geometric mean; dotted: never, counted as twice "
+                  "the budget", fontsize=8)
     ax.invert_yaxis()
     ax.margins(y=.01)
     return fig
