@@ -132,7 +132,7 @@ def demo_report(folder:Any,   # `RunFolder` of the demo
     "Measure teacher and students, draw the figures, write `metrics.json` and print the table."
     from disback.core import Table
     from disback.plots import COLORS, filmstrip
-    from disback.runs import write_json
+    from disback.files import write_json
     from disback.samplers import calls_of, generate
     from disback.stages import quality, trained
     start = time.monotonic()

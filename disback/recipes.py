@@ -52,7 +52,7 @@ def as_args(table:dict    # `{option: value}` of a recipe
         elif isinstance(value, dict): yield from (f'--{flag}', json.dumps(value))
         else: yield from (f'--{flag}', *map(str, value if isinstance(value, list) else [value]))
 
-# %% ../nbs/42_recipes.ipynb #a5e6fb34
+# %% ../nbs/42_recipes.ipynb #413c680a
 OPEN = Path('...')    # stands for a path that is still to be given
 
 def read_table(cls:type, # of options
@@ -76,6 +76,7 @@ def read_table(cls:type, # of options
         raise ValueError(f"{name}: {first_sentence(said.getvalue())}: mend the recipe") from None
     return options
 
+# %% ../nbs/42_recipes.ipynb #162b076c
 def first_sentence(box:str # what the parser said: a title, and what follows between rules
                   )->str:
     "What went wrong, without the frame around it and what follows."
@@ -126,6 +127,7 @@ def load_recipe(name:str|Path # of a recipe that comes with the library, or the 
         if network and getattr(options, 'network', '') is None: options.network = json.dumps(network)
     return Recipe(str(name), title, processes, network, compute, read, 'pretrain' in said)
 
+# %% ../nbs/42_recipes.ipynb #e2ee45b1
 def check_network(network:Any, # of a recipe
                   name:str     # of the recipe, for the message
                  )->None:
@@ -142,6 +144,7 @@ def n_parameters(module:torch.nn.Module)->int: # any module
     "How many numbers a module learns."
     return sum(p.numel() for p in module.parameters())
 
+# %% ../nbs/42_recipes.ipynb #d3f5e6de
 def some_labels(network:torch.nn.Module, # a denoiser
                 n:int, # labels
                 device:torch.device|str, # to put them on
@@ -152,6 +155,7 @@ def some_labels(network:torch.nn.Module, # a denoiser
     if hasattr(network, 'labels'): return torch.zeros(n, classes, device=device)
     return torch.zeros(n, dtype=torch.long, device=device)
 
+# %% ../nbs/42_recipes.ipynb #47832df2
 def saved_bytes(network:torch.nn.Module, # a denoiser with attribute `shape`; only its shapes are used
                 batch:int, # samples
                )->int:     # bytes
@@ -180,6 +184,7 @@ def with_values(network:torch.nn.Module # a module, perhaps on the meta device
             if t.is_floating_point(): t.fill_(.01)
     return network
 
+# %% ../nbs/42_recipes.ipynb #91548581
 def probe(network:torch.nn.Module, # a denoiser with attribute `shape`; on the meta device, shapes are enough
           batch:int=2, # samples of a pass
           engine:Engine|None=None, # None: where the network is, float32
@@ -224,7 +229,7 @@ class Plan:
         "Two checkpoints of stage 2: student and fake score with two moments each, and the average."
         return 2 * 28 * self.parameters
 
-# %% ../nbs/42_recipes.ipynb #449dbfeb
+# %% ../nbs/42_recipes.ipynb #40e35476
 def stage_costs(degrade:Degrade,     # options of stage 1, filled
                 backtrack:Backtrack, # options of stage 2, filled
                 evaluate:Evaluate,   # options of the evaluation
@@ -241,6 +246,7 @@ def stage_costs(degrade:Degrade,     # options of stage 1, filled
     drawn = evaluate.n * len(evaluate.seeds)
     return [*rows, dict(stage=evaluate.name, images=drawn, sample_passes=drawn)]
 
+# %% ../nbs/42_recipes.ipynb #2d588d04
 def plan(network:torch.nn.Module, # a denoiser; on the meta device if no `seconds` are wanted
          degrade:Degrade,     # options of stage 1
          backtrack:Backtrack, # options of stage 2
@@ -268,6 +274,7 @@ def size(n:float)->str: # bytes
         n /= 1000
     return f'{n:.3g} TB'
 
+# %% ../nbs/42_recipes.ipynb #e8d70e2c
 def hours(h:float)->str: # hours
     "A time in a unit that suits it."
     for most, unit, name in ((1 / 60, 3600, 's'), (1, 60, 'min')):

@@ -26,17 +26,18 @@ from .engine import Engine
 from .evaluation import Draw, class_accuracy, digit_classifier, embed, inception, load_statistics
 from .evaluation import save_statistics, statement
 from .evaluation import evaluate as measure_samples
+from .files import file_digest, save_state, write_json
 from .folders import RunFolder
 from .metrics import Judge, energy_distance
 from .networks import OneStep, ResMLP, UNet
 from .options import Backtrack, Compute, Degrade, Evaluate, Import, Options, Pretrain, Sample
 from .options import Statistics, network_config
-from .paths import MANIFEST, DegradationPath, file_digest
+from .paths import MANIFEST, DegradationPath
 from .pipelines import load_pipeline
 from .plots import COLORS, filmstrip, node_colors, show_curve, show_images
 from .pretraining import Pretraining
 from .recipes import n_parameters
-from .runs import Checkpoints, Run, adam, drive, save_state, write_json
+from .runs import Checkpoints, Run, adam, drive
 from .samplers import calls_of, generate
 
 # %% ../nbs/43_stages.ipynb #4c8522f8
@@ -83,6 +84,7 @@ def row_of(run:Run,    # after a step
     row = {name: round(float(value), 6) for name, value in record._asdict().items() if name != 'step'}
     return row | (dict(skipped=run.guard.skipped) if run.guard.skipped else {})
 
+# %% ../nbs/43_stages.ipynb #7dca2543
 def train(run:Run,          # at its start
           folder:RunFolder, # its folder; a run that it holds is resumed
           log:str='no',     # where metrics go besides: see `tracker`
@@ -110,6 +112,7 @@ def real_samples(data:Data, # where they come from
     "Held-out samples to measure against: 2000, or all there are."
     return data.held_out(2000, generator=torch.Generator().manual_seed(1000 + seed))
 
+# %% ../nbs/43_stages.ipynb #826daff1
 def quality(x:torch.Tensor, # generated samples `(n, *dims)`
             data:Data,      # what they should be like
             nfe:int,        # network calls a sample, for the table
@@ -194,6 +197,7 @@ def kind_of(shape:tuple # of a sample
     "The kind of data that defaults depend on."
     return 'images' if len(shape) == 3 else 'points'
 
+# %% ../nbs/43_stages.ipynb #17f36158
 def source_of(data:str|None,     # as `--data` names it
               labels:bool=False, # whether labels were used
               size:int|None=None, channels:int|None=None, # of images
@@ -202,6 +206,7 @@ def source_of(data:str|None,     # as `--data` names it
     if data is None: return None
     return dict(name=full_name(data), size=size, channels=channels) | (dict(labels=True) if labels else {})
 
+# %% ../nbs/43_stages.ipynb #115b3e95
 def begun(options:Options,    # of a stage that trains
           engine:Engine,      # whose processes take part
           source:dict|None,   # arguments of `load_data`
@@ -245,6 +250,7 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a
     if all(v.isfinite().all() for v in module.state_dict().values()): return module
     raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
 
+# %% ../nbs/43_stages.ipynb #5ab5f615
 def check_data(module:nn.Module, # a network
                source:dict,      # arguments of `load_data`
               )->None:
@@ -322,6 +328,7 @@ def itinerary_of(options:Backtrack
     kind, steps = options.schedule
     return Fixed(steps) if kind == 'fixed' else dict(adaptive=Adaptive, proportional=Proportional)[kind]()
 
+# %% ../nbs/43_stages.ipynb #14cff4f7
 def optimizer_of(betas:tuple # two numbers from 0 to below 1
                 )->Callable: # `(parameters, lr) -> optimiser`
     "Adam with given momenta."
@@ -391,6 +398,7 @@ def trained(run:Path,          # run folder of `backtrack`, `pretrain` or `impor
     data = load_data(**folder.source) if folder.source else None
     return folder.network('best' if which == 'best' else name), data, name
 
+# %% ../nbs/43_stages.ipynb #60c84694
 def classes_of(module:nn.Module, # a network
                asked:tuple|None, # classes; None: all, or the first ten
               )->list|None:      # None: it has none
@@ -422,6 +430,7 @@ def sample(options:Sample
     samples_figure(folder, x, classes, f'{len(x)} samples, {nfe} network call{"s" * (nfe > 1)} each')
     return folder.finish(dict(samples=str(file), figure=str(folder/'figures'/'samples.png'), nfe=nfe))
 
+# %% ../nbs/43_stages.ipynb #ef1b0c16
 def samples_figure(folder:RunFolder, # where to
                    x:torch.Tensor,   # samples `(n, *dims)`, as many of each class
                    classes:list|None, # which those are
