@@ -36,9 +36,9 @@ class Fixed:
             raise ValueError(f"this itinerary reaches the teacher after {sum(self.steps)} steps, but the run "
                              f"has only n_steps={n_steps}: shorten it or lengthen the run")
 
-    def moves_on(self, walk)->bool: return walk.here >= self.steps[walk.order]
+    def moves_on(self, walk:'Walk')->bool: return walk.here >= self.steps[walk.order]
 
-# %% ../nbs/24_backtracking.ipynb #52e7eca1
+# %% ../nbs/24_backtracking.ipynb #f9d1c905
 @dataclass(frozen=True)
 class Proportional:
     "A part of the run for each target before the teacher (the paper: 2 % from node 3 on, 20 % for 2 and 1)."
@@ -54,7 +54,7 @@ class Proportional:
             raise ValueError(f"the shares of the targets before the teacher add up to {total:.2f}: "
                              "they must leave some for the teacher")
 
-    def moves_on(self, walk)->bool: return walk.here >= self.part(walk.node) * walk.n_steps
+    def moves_on(self, walk:'Walk')->bool: return walk.here >= self.part(walk.node) * walk.n_steps
 
 # %% ../nbs/24_backtracking.ipynb #4ef443bd
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Adaptive:
         check_number('share', self.share, above=0, below=1)
         check_counts(every=self.every)
 
-    def moves_on(self, walk)->bool:
+    def moves_on(self, walk:'Walk')->bool:
         if walk.here >= self.share * walk.n_steps / max(1, walk.n_targets - 1): return True
         if walk.here == 0 or walk.here % self.every: return False
         return float(walk.mismatch) < self.tolerance * walk.gap
