@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 import torch
 from torch import nn
-from .core import check_counts, check_number, patch, patch_property
+from .core import check_counts, check_number, patch, patch_property, defaults
 from .diffusion import expand
 from .engine import Engine, Learner, Training
 from .losses import get_loss
@@ -139,11 +139,11 @@ def chasing_adam(params:Iterable, # of a network
                  lr:float,        # learning rate
                 )->torch.optim.Optimizer:
     "Adam without momentum, for networks that chase one another."
-    return adam(params, lr, betas=(0., 0.99))
+    return adam(params, lr, betas=defaults('backtrack').betas)
 
 # %% ../nbs/24_backtracking.ipynb #5d4be6a9
-def backtracking_passes(n_steps:int=2000,   # steps of the student
-                        ratio:int=1,        # steps of the fake score to one of the student
+def backtracking_passes(n_steps:int=defaults('backtrack').n_steps, # steps of the student
+                        ratio:int=defaults('backtrack').ratio, # steps of the fake score to one of the student
                         through:bool=False, # whether the loss is differentiated through fake and target (SiD)
                         own:bool=False,     # whether the fake score has noise draws of its own
                        )->int:
@@ -158,12 +158,12 @@ class Backtracking(Training):
                  path:DegradationPath,    # one that holds the teacher alone makes this plain Diff-Instruct
                  loss:str|Callable='diff_instruct', # 'dmd', 'sid' or a function (x0, sigma, d_fake, d_target)
                  itinerary:Any=Adaptive(), # when to move on: `Fixed`, `Proportional` or `Adaptive`
-                 n_steps:int=2000,        # steps of the student
-                 batch:int=256,           # samples a step
-                 lr:float=1e-3,           # the student's learning rate at the start (`experiments/06_advice`)
-                 fake_lr:float=4e-3,      # the fake score's (the same)
-                 decay:float=0.5,         # share of the run over which both rates fall to zero
-                 ratio:int=1,             # steps of the fake score to one of the student
+                 n_steps:int=defaults('backtrack').n_steps, # steps of the student
+                 batch:int=defaults('backtrack').batch, # samples a step
+                 lr:float=defaults('backtrack').lr, # the student's learning rate at the start
+                 fake_lr:float=defaults('backtrack').fake_lr, # the fake score's (the same)
+                 decay:float=defaults('backtrack').decay, # share of the run in which both rates fall to zero
+                 ratio:int=defaults('backtrack').ratio, # steps of the fake score to one of the student
                  noise:Callable|None=None, # `(n, generator) -> levels`; None: EDM's at the teacher's scale
                  fake_noise:Callable|None=None, # levels of the fake score's own draws; None: it shares
                  fake:nn.Module|None=None, # denoiser the fake score starts from; None: the path's last node

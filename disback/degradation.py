@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import torch
 from torch import nn
-from .core import check_counts, check_number, patch, patch_property
+from .core import check_counts, check_number, patch, patch_property, defaults
 from .diffusion import expand
 from .engine import Engine, Learner, Training
 from .networks import build, clone, describe, device_of
@@ -53,7 +53,7 @@ class Every:
 @dataclass(frozen=True)
 class EqualDrift:
     "Keep `n` nodes, the teacher included, equally far apart along the path."
-    n: int = 5 # nodes in all
+    n: int = defaults('degrade').nodes # nodes in all
 
     def __post_init__(self): check_number('nodes of EqualDrift', self.n, whole=True, least=2)
     def wants(self, step:int)->bool: return step % (1 << max(0, step.bit_length() - 4)) == 0
@@ -154,10 +154,10 @@ def draw_samples(student:Callable, # `G(z, cond) -> x0` with attribute `shape`
     with torch.no_grad(): return torch.cat([student(*part) for part in parts]), labels
 
 # %% ../nbs/22_degradation.ipynb #9b9b9991
-def degradation_passes(n_steps:int=200,     # arguments of `Degradation`, one by one
-                       batch:int=128,       # samples a step
+def degradation_passes(n_steps:int=defaults('degrade').n_steps, # arguments of `Degradation`, one by one
+                       batch:int=defaults('degrade').batch, # samples a step
                        pool:int|None=4096,  # student samples drawn once
-                       keep:Every|EqualDrift=EqualDrift(5), # which steps are candidates
+                       keep:Every|EqualDrift=EqualDrift(), # which steps are candidates
                        n_probe:int=128,     # samples of the probe
                       )->float:
     "Forward passes of a batch that stage 1 costs."
@@ -171,10 +171,10 @@ class Degradation(Training):
     def __init__(self,
                  teacher:nn.Module,     # the trained denoiser; left as it is
                  student:nn.Module,     # the untrained student, `G(z, cond) -> x0`; left as it is
-                 keep:Every|EqualDrift=EqualDrift(5), # which nodes stay
-                 n_steps:int=200,       # optimiser steps (the paper: 200)
-                 batch:int=128,         # samples a step
-                 lr:float=1e-3,         # learning rate, constant
+                 keep:Every|EqualDrift=EqualDrift(), # which nodes stay
+                 n_steps:int=defaults('degrade').n_steps, # optimiser steps (the paper: 200)
+                 batch:int=defaults('degrade').batch, # samples a step
+                 lr:float=defaults('degrade').lr, # learning rate, constant
                  pool:int|None=4096,    # student samples drawn once; None: fresh ones every step
                  noise:Callable|None=None, # `(n, generator) -> levels`; None: EDM's, at the teacher's scale
                  cond:Callable|None=None, # `(n, generator) -> labels`; None: evenly over all classes

@@ -9,7 +9,7 @@ __all__ = ['take', 'check_shape', 'measure_scale', 'check_labels', 'GeneratorSta
 from typing import Any, Callable, NamedTuple
 import torch
 from torch import nn
-from .core import patch
+from .core import defaults, patch
 from .data import as_sampler
 from .engine import Engine, Learner, Training
 from .runs import adam
@@ -74,9 +74,9 @@ class Pretraining(Training):
     def __init__(self,
                  denoiser:nn.Module, # the network; trained in place
                  data:Any,           # sampler, tensor `(n, *dims)`, or pair `(x, labels)`
-                 n_steps:int=3000,   # optimiser steps
-                 batch:int=256,      # samples a step
-                 lr:float=1e-3,      # learning rate at the start
+                 n_steps:int=defaults('pretrain').n_steps, # optimiser steps
+                 batch:int=defaults('pretrain').batch, # samples a step
+                 lr:float=defaults('pretrain').lr, # learning rate at the start
                  decay:float=0.7,    # share of the run over which it falls to zero
                  noise:Callable|None=None, # `(n, generator) -> levels`; None: EDM's, at the data's scale
                  ema:float=0.05,     # relative width of the average `run.ema`
