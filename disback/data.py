@@ -178,14 +178,14 @@ def _called(f):
     at = [p for p in params.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = sum(p.default is p.empty for p in at)
     if not at or at[0].name == 'generator' or needed > 2:
-        raise ValueError(f"cannot tell how to draw from {f!r}: a sampler is called as `sample(n, generator)`, "
-                         "or wrap it: `lambda n: ...`")
+        raise ValueError(f"cannot tell how to draw from {f!r}: a sampler is called as `sample(n, generator)`"
+                         ", or wrap it: `lambda n: ...`")
     if len(at) > 1 and at[1].name == 'generator': return f
     if 'generator' in params: return lambda n, generator=None: f(n, generator=generator)
     if needed == 2: return lambda n, generator=None: f(n, generator)
     return lambda n, generator=None: f(n)
 
-# %% ../nbs/03_data.ipynb #9de6ebf8
+# %% ../nbs/03_data.ipynb #5aded2b0
 def as_sampler(data:Any,   # sampler, function of n, samples `(n, *dims)`, (samples, conditions), or `Images`
               )->Callable: # `sample(n, generator=None) -> x`, or `-> (x, cond)`
     "Make a sampler of whatever holds the data."
@@ -193,8 +193,8 @@ def as_sampler(data:Any,   # sampler, function of n, samples `(n, *dims)`, (samp
     if isinstance(data, Images): return _draws(data)
     if isinstance(data, (tuple, list)) and len(data) == 2: return _stored(*data)
     if callable(data): return _called(data)
-    raise ValueError(f"cannot draw samples from a {type(data).__name__}: give `sample(n, generator)`, a tensor "
-                     "(n, *dims), or a pair (x, labels); `from_dataset` reads a torchvision data set")
+    raise ValueError(f"cannot draw samples from a {type(data).__name__}: give `sample(n, generator)`, a "
+                     "tensor (n, *dims), or a pair (x, labels); `from_dataset` reads a torchvision data set")
 
 # %% ../nbs/03_data.ipynb #b028c0d7
 @dataclass(frozen=True)
@@ -212,8 +212,8 @@ class Labels:
         if len(w) != self.n_classes:
             raise ValueError(f"weights needs one number a class, got {len(w)} for {self.n_classes} classes")
         if not all(0 <= v < math.inf for v in w) or not 0 < sum(w) < math.inf:
-            raise ValueError("weights must be finite, none negative and not all zero: give how often each class "
-                             "comes, such as counts")
+            raise ValueError("weights must be finite, none negative and not all zero: give how often each "
+                             "class comes, such as counts")
 
     def __call__(self, n, generator=None):
         if self.weights is None: return torch.randint(self.n_classes, (n,), **_on(generator))
@@ -223,7 +223,7 @@ class Labels:
 
 # %% ../nbs/03_data.ipynb #651cac71
 def labels_of(source:str|Path, # folder or zip archive of images, `dataset.json`, or one of `TORCHVISION`
-             )->Labels:        # with the counts of its classes, in the training split if there is an official one
+             )->Labels:        # with the counts of its classes, of the official training split if any
     "Count the classes of a data set; no image is decoded."
     path = Path(source).expanduser()
     if str(source).partition(':')[0] in TORCHVISION: _, y, _ = collection(str(source))[0].labelled()
@@ -245,7 +245,7 @@ class Data:
     "Data with everything that training and evaluation ask of it."
     name:str                 # what it was loaded by
     shape:tuple              # shape of one sample, `dims`
-    sample:Callable          # `sample(n, generator=None) -> x` to train on, or `-> (x, label)` with `n_classes`
+    sample:Callable          # `sample(n, generator=None) -> x` to train on; `-> (x, label)` if `n_classes`
     held_out:Callable        # `held_out(n, generator=None) -> x`: never trained on, at most all there are
     n_classes:int|None=None  # number of classes that `sample` gives labels of; None: it gives samples alone
     labels:Labels|None=None  # how often `sample` gives each label; None: it gives none
@@ -258,14 +258,14 @@ def _without_replacement(x):
         return x[torch.randperm(len(x), **_on(generator))[:n].to(getattr(x, 'device', 'cpu'))]
     return held_out
 
-# %% ../nbs/03_data.ipynb #d1d63a45
+# %% ../nbs/03_data.ipynb #3f8d21d9
 def _from_splits(name, train, test, labels, n_classes=None):
     "Make `Data` of two sets of images, tensors or `Images`, with or without labels."
     x, y = train
     if not labels: return Data(name, tuple(x.shape)[-3:], _draws(x), _without_replacement(test))
     if y is None:
-        raise ValueError(f"{name} has no labels, because its images are not in sub-folders: sort them into one "
-                         "sub-folder a class, or ask for none")
+        raise ValueError(f"{name} has no labels, because its images are not in sub-folders: sort them into "
+                         "one sub-folder a class, or ask for none")
     counts = y.bincount(minlength=n_classes or 0)
     return Data(name, tuple(x.shape)[-3:], _draws(x, y), _without_replacement(test), len(counts),
                 Labels(len(counts), counts))

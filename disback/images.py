@@ -6,12 +6,15 @@
 __all__ = ['RESAMPLE', 'IMAGE_ENDINGS', 'LABEL_FILE', 'MOST_BYTES', 'IMAGE_FORMATS', 'TORCHVISION', 'to_pixels', 'check_fit',
            'Files', 'label_table', 'official_splits', 'Images', 'image_folder', 'from_dataset', 'collection']
 
-# %% ../nbs/02_images.ipynb #e3a5752e
+# %% ../nbs/02_images.ipynb #3962c02e
 import copy, io, json, math, os, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
+from .core import check_choice, check_counts, patch, patch_property
 
 # %% ../nbs/02_images.ipynb #99354249
 RESAMPLE = ('nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
@@ -20,39 +23,39 @@ def _as_bytes(image, size=None, channels=None, resample='lanczos'):
     "A PIL image as bytes `(C, H, W)`."
     from PIL import Image, ImageOps
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'):                       # 16 bits a pixel, which `convert` would clip
+    if image.mode.startswith('I'): # 16 bits a pixel, which `convert` would clip
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype('uint8'))
-    image = image.convert({1: 'L', 3: 'RGB'}[channels or (1 if image.mode in ('1', 'L', 'LA', 'F') else 3)])
+    grey = channels == 1 if channels else image.mode in ('1', 'L', 'LA', 'F')
+    image = image.convert('L' if grey else 'RGB')
     if size is not None:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling[resample.upper()])
+        image = image.crop((left, top, left + side, top + side))
+        image = image.resize((size, size), Image.Resampling[resample.upper()])
     x = torch.from_numpy(np.array(image))
-    return x[None] if x.ndim == 2 else x.movedim(-1, 0).contiguous()
+    return x[None] if grey else x.movedim(-1, 0).contiguous()
 
-def to_pixels(image,              # a PIL image
-              size=None,          # side in pixels that its middle square is resized to; None: the image as it is
-              channels=None,      # 1 (grey) or 3 (colour); None: 1 if the image is grey, else 3
-              resample='lanczos', # one of `RESAMPLE`
-             ):                   # `(C, H, W)` in [-1, 1]
-    "A PIL image as a tensor."
+# %% ../nbs/02_images.ipynb #5c9a7b7b
+def to_pixels(image:Any,              # a PIL image
+              size:int|None=None,     # side in pixels that its middle square is resized to; None: as it is
+              channels:int|None=None, # 1 (grey) or 3 (colour); None: 1 if the image is grey, else 3
+              resample:str='lanczos', # one of `RESAMPLE`
+             )->torch.Tensor:         # `(C, H, W)` in [-1, 1]
+    "Turn a PIL image into a tensor."
     return _as_bytes(image, size, channels, resample).float() / 127.5 - 1
 
 # %% ../nbs/02_images.ipynb #deab3391
-def check_fit(shape, name, first, first_name):
-    "Say how an image's shape differs from that of the first, if it does."
-    say = lambda s: s if isinstance(s, int) else ' x '.join(map(str, s))
-    for size, other, word, mend in [(shape[0], first[0], 'channels', '`channels=1` or `channels=3`'), (shape[1:], first[1:], 'pixels', '`size=`')]:
-        if size != other:
-            raise ValueError(f"images must have one shape, but {first_name} has {say(other)} {word} and {name} has {say(size)}: "
-                             f"give {mend} to bring all to one")
-
-def _stack(xs,    # images `(C, H, W)`
-           names, # how to call each in a message
-          ):      # `(n, C, H, W)`
-    "Stack images, or say which two do not fit together."
-    for x, name in zip(xs, names): check_fit(tuple(x.shape), name, tuple(xs[0].shape), names[0])
-    return torch.stack(xs)
+def check_fit(shape:tuple,     # of an image, `(C, H, W)`
+              name:str,        # what it is called
+              first:tuple,     # shape that it must have
+              first_name:str): # what the image of that shape is called
+    "Raise if an image's shape differs from that of the first."
+    say = lambda sizes: ' x '.join(map(str, sizes))
+    for part, word, mend in [(slice(1), 'channels', '`channels=1` or `channels=3`'),
+                             (slice(1, None), 'pixels', '`size=`')]:
+        if shape[part] == first[part]: continue
+        raise ValueError(f"images must have one shape, but {first_name} has {say(first[part])} {word} and "
+                         f"{name} has {say(shape[part])}: give {mend} to bring all to one")
 
 # %% ../nbs/02_images.ipynb #7764d0a9
 IMAGE_ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
@@ -60,38 +63,45 @@ LABEL_FILE = 'dataset.json'
 
 def _wanted(name): return name.lower().endswith(IMAGE_ENDINGS) or name.rpartition('/')[2] == LABEL_FILE
 
-def _say(name): return str(name) if str(name).isprintable() else ascii(str(name))     # a name may hold anything, a message is one line
+def _say(name): # a name may hold anything, a message is one line
+    return str(name) if str(name).isprintable() else ascii(str(name))
 
+# %% ../nbs/02_images.ipynb #ff2edfda
 def _folder_files(folder, above=()):
     "Names of the image and label files below a folder, in any order."
     try:
         here = os.stat(folder)
         here = here.st_dev, here.st_ino
-        if here in above: return                                           # a link back up
+        if here in above: return # a link back up
         with os.scandir(folder) as listed: entries = [e for e in listed if e.name[0] != '.']
-    except OSError as e: raise ValueError(f"cannot list {_say(folder)} ({e.strerror}): make it readable or take it out") from None
+    except OSError as e:
+        raise ValueError(f"cannot list {_say(folder)} ({e.strerror}): make it readable or take "
+                         "it out") from None
     for e in entries:
-        if os.path.isdir(e.path) if e.is_symlink() else e.is_dir():
-            yield from (f'{e.name}/{name}' for name in _folder_files(e.path, (*above, here)))
-        elif _wanted(e.name) and (os.path.isfile(e.path) if e.is_symlink() else e.is_file()): yield e.name     # no pipe, no broken link
+        path = Path(e.path) if e.is_symlink() else e # a path follows the link, or finds nothing
+        if path.is_dir(): yield from (f'{e.name}/{name}' for name in _folder_files(e.path, (*above, here)))
+        elif _wanted(e.name) and path.is_file(): yield e.name # no pipe, no broken link
 
 # %% ../nbs/02_images.ipynb #12e15426
 def _zip_files(path):
-    "Where each image and label file of a zip archive lies: `{name: (offset, method, packed bytes, bytes, CRC)}`."
+    "Where the image and label files of an archive lie: `{name: (offset, method, packed bytes, bytes, CRC)}`."
     try:
         with zipfile.ZipFile(path) as archive: entries = archive.infolist()
-    except Exception as e:     # zipfile raises many kinds for broken archives
-        raise ValueError(f"cannot read {path} as a zip archive ({e}): it is cut or damaged, make or download it anew") from None
+    except Exception as e: # zipfile raises many kinds for broken archives
+        raise ValueError(f"cannot read {path} as a zip archive ({e}): it is cut or damaged, make or download "
+                         "it anew") from None
     files = {}
     for e in entries:
         parts = [p for p in e.filename.replace('\\', '/').split('/') if p not in ('', '.')]
         name = '/'.join(parts)
         if e.is_dir() or not _wanted(name) or any(p[0] == '.' for p in parts): continue
-        if name in files: raise ValueError(f"{path} holds {_say(name)} twice: make the archive anew, with each name once")
-        if e.flag_bits & 1: raise ValueError(f"{path} is encrypted ({_say(name)}): make an archive without a password")
+        if name in files:
+            raise ValueError(f"{path} holds {_say(name)} twice: make the archive anew, with each name once")
+        if e.flag_bits & 1:
+            raise ValueError(f"{path} is encrypted ({_say(name)}): make an archive without a password")
         if e.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{path} packs {_say(name)} by method {e.compress_type}, expected 0 (stored) or 8 (deflated): "
-                             "make the archive anew by plain `zip`")
+            raise ValueError(f"{path} packs {_say(name)} by method {e.compress_type}, expected 0 (stored) or "
+                             "8 (deflated): make the archive anew by plain `zip`")
         files[name] = e.header_offset, e.compress_type, e.compress_size, e.file_size, e.CRC
     return files
 
@@ -100,39 +110,19 @@ MOST_BYTES = 2**29 # that one file of an archive may hold
 
 def _zip_read(path, offset, method, packed, size, crc):
     "The bytes of one file of a zip archive."
-    if max(packed, size) > MOST_BYTES: raise ValueError(f"it claims {max(packed, size):,} bytes, more than {MOST_BYTES:,}")
+    if max(packed, size) > MOST_BYTES:
+        raise ValueError(f"it claims {max(packed, size):,} bytes, more than {MOST_BYTES:,}")
     with open(path, 'rb') as f:
         f.seek(offset)
-        head = f.read(30)                                                      # the local header; a name and an extra field follow
-        f.seek(int.from_bytes(head[26:28], 'little') + int.from_bytes(head[28:30], 'little'), os.SEEK_CUR)
+        head = f.read(30) # the local header; a name and an extra field follow
+        skip = int.from_bytes(head[26:28], 'little') + int.from_bytes(head[28:30], 'little')
+        f.seek(skip, os.SEEK_CUR)
         data = f.read(packed)
-    if method == zipfile.ZIP_DEFLATED: data = zlib.decompressobj(-15).decompress(data, size + 1)     # never more than it claims
-    if head[:4] != b'PK\3\4' or len(data) != size or zlib.crc32(data) != crc: raise ValueError("the archive is cut, or was changed")
+    if method == zipfile.ZIP_DEFLATED: # never more than it claims
+        data = zlib.decompressobj(-15).decompress(data, size + 1)
+    if head[:4] != b'PK\3\4' or len(data) != size or zlib.crc32(data) != crc:
+        raise ValueError("the archive is cut, or was changed")
     return data
-
-# %% ../nbs/02_images.ipynb #9582e15a
-class Files:
-    "The images of a folder or a zip archive: what there is, and how to read it; nothing is decoded."
-    def __init__(self, source): # a folder, or a zip archive
-        self.source = path = Path(source).expanduser()
-        self._path, self._members = path.absolute(), None
-        if not path.exists(): raise FileNotFoundError(f"there is no folder {path}: check the path (relative to {Path.cwd()})")
-        if not path.is_dir():
-            if path.suffix.lower() != '.zip': raise ValueError(f"{path} is a file: give the folder that holds the images, or a .zip archive of them")
-            self._members = _zip_files(path)
-        every = sorted(_folder_files(path) if self._members is None else self._members, key=lambda name: name.replace('/', '\0'))
-        self.names = [name for name in every if not name.endswith(LABEL_FILE)]       # of images, sorted folder by folder
-        self.tables = [name for name in every if name.endswith(LABEL_FILE)]          # of label files
-        if not self.names:
-            raise ValueError(f"{path} holds no images: expected files ending in {', '.join(IMAGE_ENDINGS)}, in it or in folders below it")
-
-    def read(self, name): # one of `names` or `tables` -> its bytes
-        return (self._path/name).read_bytes() if self._members is None else _zip_read(self._path, *self._members[name])
-
-    def image(self, name): # one of `names` -> a PIL image, not decoded yet
-        return _open_image(self._path/name if self._members is None else io.BytesIO(self.read(name)))
-
-    def labelled(self, within=''): return _labelled(self, within)
 
 # %% ../nbs/02_images.ipynb #432883b4
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
@@ -141,121 +131,180 @@ def _open_image(file): # a path, or an open file
     "Open an image without decoding it."
     from PIL import Image, UnidentifiedImageError
     try: image = Image.open(file, formats=IMAGE_FORMATS)
-    except UnidentifiedImageError: raise ValueError(f"its content is not {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}") from None
-    if (n := image.width * image.height) > (Image.MAX_IMAGE_PIXELS or math.inf):
+    except UnidentifiedImageError:
+        raise ValueError(f"its content is not one of {', '.join(IMAGE_FORMATS)}") from None
+    n = image.width * image.height
+    if n > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise ValueError(f"it claims {n:,} pixels, more than `PIL.Image.MAX_IMAGE_PIXELS`")
     return image
 
+# %% ../nbs/02_images.ipynb #9582e15a
+class Files:
+    "The images of a folder or a zip archive: what there is, and how to read it; nothing is decoded."
+    def __init__(self,
+                 source:str|Path): # a folder, or a zip archive
+        self.source = path = Path(source).expanduser()
+        self._path, self._members = path.absolute(), None
+        if not path.exists():
+            raise FileNotFoundError(f"there is no folder {path}: check the path (relative to {Path.cwd()})")
+        if not path.is_dir():
+            if path.suffix.lower() != '.zip':
+                raise ValueError(f"{path} is a file: give the folder that holds the images, or a .zip "
+                                 "archive of them")
+            self._members = _zip_files(path)
+        every = _folder_files(path) if self._members is None else self._members
+        every = sorted(every, key=lambda name: name.replace('/', '\0'))        # folder by folder
+        self.names = [name for name in every if not name.endswith(LABEL_FILE)] # of images
+        self.tables = [name for name in every if name.endswith(LABEL_FILE)]    # of label files
+        if not self.names:
+            raise ValueError(f"{path} holds no images: expected files ending in {', '.join(IMAGE_ENDINGS)}, "
+                             "in it or in folders below it")
+
+# %% ../nbs/02_images.ipynb #261bfedd
+@patch
+def read(self:Files,
+         name:str, # one of `names` or `tables`
+        )->bytes:
+    "Read a file."
+    if self._members is None: return (self._path/name).read_bytes()
+    return _zip_read(self._path, *self._members[name])
+
+@patch
+def image(self:Files,
+          name:str): # one of `names`
+    "Open a PIL image, which is not decoded yet."
+    return _open_image(self._path/name if self._members is None else io.BytesIO(self.read(name)))
+
 # %% ../nbs/02_images.ipynb #ba6986de
-def label_table(data, where):
-    "The labels that an EDM `dataset.json` gives: `{name: class}`, or None."
+def label_table(data:bytes,     # content of a `dataset.json`
+                where:str|Path, # what it is called in messages
+               )->dict|None:    # `{name: class}`, or None if it says that there are no labels
+    "Read the labels that an EDM `dataset.json` gives."
     try:
         labels = json.loads(data)['labels']
         if labels is None: return None
         if not isinstance(labels, list): raise TypeError
         table = {name.replace('\\', '/'): label for name, label in labels}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f'{where} is no table of labels: expected {{"labels": [["NAME", CLASS], ...]}} or {{"labels": null}}, '
-                         'repair it or take it away') from None
+        raise ValueError(f'{where} is no table of labels: expected {{"labels": [["NAME", CLASS], ...]}} or '
+                         '{"labels": null}, repair it or take it away') from None
     for name, label in table.items():
         if type(label) is not int or not 0 <= label < 10**6:
-            raise ValueError(f"{where} labels {_say(name)} {str(label):.40}, expected a whole number from 0 to 999,999: number the classes from 0")
-    if len(table) < len(labels): raise ValueError(f"{where} names an image more than once: give each one label")
+            raise ValueError(f"{where} labels {_say(name)} {str(label):.40}, expected a whole number from 0 "
+                             "to 999,999: number the classes from 0")
+    if len(table) < len(labels):
+        raise ValueError(f"{where} names an image more than once: give each one label")
     return table
+
+# %% ../nbs/02_images.ipynb #a2f1777a
+def _from_table(files, table, names):
+    "The labels of these images by a `dataset.json`, or None."
+    where, above = f'{files.source}/{_say(table)}', len(table) - len(LABEL_FILE)
+    try: data = files.read(table)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"cannot read {where} ({e}): repair it or take it away") from None
+    labels = label_table(data, where)
+    if labels is None: return None
+    try: return torch.tensor([labels[name[above:].replace('\\', '/')] for name in names])
+    except KeyError as e:
+        raise ValueError(f"{where} gives no label to {_say(e.args[0])}: give one to every image, or take the "
+                         "table away") from None
 
 # %% ../nbs/02_images.ipynb #8ee5d369
 def _home(names): # sorted names -> the deepest folder that holds all of them, '' or ending in '/'
     common = os.path.commonprefix([names[0], names[-1]])
     return common[:common.rfind('/') + 1]
 
-def _labelled(files, within=''):
-    "Names in a folder of `files`, their labels `(n,)` or None, and the names of the classes or None."
-    within = within.strip('/') + '/' if within else ''
-    names = [name for name in files.names if name.startswith(within)]
-    if not names: raise ValueError(f"{files.source} holds no images in {within}: expected the name of a folder in it")
-    home = _home(names)
-    if tables := [t for t in files.tables if home.startswith(t[:-len(LABEL_FILE)])]:
-        return names, _from_table(files, max(tables, key=len), names), None                          # the nearest above all
-    if home != within and not any('/' in name[len(home):] for name in names): home = _home([home[:-1]])  # one class alone
-    flat = [name for name in names if '/' not in name[len(home):]]
-    if not flat:
-        folder = [name[len(home):].partition('/')[0] for name in names]
-        classes = sorted(set(folder))
-        number = {c: i for i, c in enumerate(classes)}
-        return names, torch.tensor([number[c] for c in folder]), classes
-    if len(flat) == len(names): return names, None, None
-    other = next(name for name in names if '/' in name[len(home):])
-    raise ValueError(f"{files.source} holds images ({_say(flat[0])}) beside sub-folders with images ({_say(other.rpartition('/')[0])}): "
-                     "put all of them in sub-folders, one a class, or none")
+def _tops(names, home): # -> the folder in `home` that holds each, '' if it lies in `home` itself
+    return [name[len(home):].rpartition('/')[0].partition('/')[0] for name in names]
 
-# %% ../nbs/02_images.ipynb #a2f1777a
-def _from_table(files, table, names):
-    "The labels of these images by a `dataset.json`, or None; its names are relative to where it lies."
-    where, above = f'{files.source}/{_say(table)}', len(table) - len(LABEL_FILE)
-    try: data = files.read(table)
-    except (OSError, ValueError) as e: raise ValueError(f"cannot read {where} ({e}): repair it or take it away") from None
-    labels = label_table(data, where)
-    try: return None if labels is None else torch.tensor([labels[name[above:].replace('\\', '/')] for name in names])
-    except KeyError as e: raise ValueError(f"{where} gives no label to {_say(e.args[0])}: give one to every image, or take the table away") from None
+# %% ../nbs/02_images.ipynb #f3ad0105
+@patch
+def labelled(self:Files,
+             within:str='', # take only what lies in this folder
+            )->tuple:       # names of images, their labels `(n,)` or None, names of the classes or None
+    "Find the labels of images, by a table or by their folders."
+    within = within.strip('/') + '/' if within else ''
+    names = [name for name in self.names if name.startswith(within)]
+    if not names:
+        raise ValueError(f"{self.source} holds no images in {within}: expected the name of a folder in it")
+    home = _home(names)
+    tables = [t for t in self.tables if home.startswith(t[:-len(LABEL_FILE)])]
+    if tables: return names, _from_table(self, max(tables, key=len), names), None # the nearest above all
+    if home != within and not any(_tops(names, home)): home = _home([home[:-1]])  # one class alone
+    tops = _tops(names, home)
+    classes = sorted({*tops})
+    if classes == ['']: return names, None, None
+    if classes[0] == '':
+        stray, other = names[tops.index('')], names[tops.index(classes[1])].rpartition('/')[0]
+        raise ValueError(f"{self.source} holds images ({_say(stray)}) beside sub-folders with images "
+                         f"({_say(other)}): put all of them in sub-folders, one a class, or none")
+    number = {c: i for i, c in enumerate(classes)}
+    return names, torch.tensor([number[c] for c in tops]), classes
 
 # %% ../nbs/02_images.ipynb #c8dea912
-def official_splits(files, # `Files`
-                   ):      # the folders to train on and to hold out, or None if there are no splits
+def official_splits(files:Files,
+                   )->tuple|None: # the folders to train on and to hold out, None if there are no splits
     "Find the splits that a data set comes with."
     home = _home(files.names)
-    top = {name[len(home):].rpartition('/')[0].partition('/')[0] for name in files.names}
-    other = [s for s in ('val', 'valid', 'validation', 'test') if s in top]
-    return (f'{home}train', f'{home}{other[0]}') if 'train' in top and other and top <= {'train', *other} else None
+    tops = {*_tops(files.names, home)}
+    other = [s for s in ('val', 'valid', 'validation', 'test') if s in tops]
+    if 'train' in tops and other and tops <= {'train', *other}: return f'{home}train', f'{home}{other[0]}'
 
 # %% ../nbs/02_images.ipynb #74622ded
 class _Decoder:
     "Decodes images by number and keeps them as bytes, up to a bound; in a pickle it keeps none."
-    def __init__(self, source, names, options, memory, threads): # `source.image(name)` opens an image, `options`: size, channels, resample
-        self.source, self.names, self.options, self.memory, self.threads = source, names, options, memory, threads
-        self.kept, self._shape = {}, (options[1], options[0], options[0]) if options[0] and options[1] else None
+    def __init__(self, source, names, options, memory, threads): # options: size, channels, resample
+        self.source, self.names, self.options = source, names, options
+        self.memory, self.threads, self.kept = memory, threads, {}
+
+    def __getstate__(self): return self.__dict__ | dict(kept={})
 
     def name(self, i): return f'{self.source.source}/{_say(self.names[i])}'
 
     def decode(self, i):
         try:
             with self.source.image(self.names[i]) as image: return _as_bytes(image, *self.options)
-        except Exception as e:     # Pillow raises many kinds for broken files
-            raise ValueError(f"cannot read {self.name(i)} as an image ({e}): repair it or take it out") from None
+        except Exception as e: # Pillow raises many kinds for broken files
+            raise ValueError(f"cannot read {self.name(i)} as an image ({e}): repair it or take "
+                             "it out") from None
 
-    @property
-    def shape(self): # that of the first image, unless it was asked for
-        if self._shape is None: self._shape = tuple(self.batch([0], check=False).shape[1:])
-        return self._shape
+    @cached_property
+    def shape(self): # what was asked for, or that of the first image
+        size, channels, _ = self.options
+        return (channels, size, size) if size and channels else tuple(self.decode(0).shape)
 
-    def batch(self, at, check=True): # numbers -> bytes `(n, C, H, W)`
-        new = [i for i in dict.fromkeys(at) if i not in self.kept]
-        if len(new) < 2: new = {i: self.decode(i) for i in new}
-        else:
-            with ThreadPoolExecutor(self.threads) as pool: new = dict(zip(new, pool.map(self.decode, new)))
-        for i, x in new.items():
-            if check: check_fit(tuple(x.shape), self.name(i), self.shape, self.name(0))
-            if (len(self.kept) + 1) * x.numel() <= self.memory: self.kept[i] = x
-        return torch.stack([new[i] if i in new else self.kept[i] for i in at]) if at else torch.empty((0, *self.shape), dtype=torch.uint8)
-
-    def __getstate__(self): return self.__dict__ | dict(kept={})
+# %% ../nbs/02_images.ipynb #9bc69e69
+@patch
+def batch(self:_Decoder, at):
+    "Images by their numbers as bytes `(n, C, H, W)`."
+    new = [i for i in dict.fromkeys(at) if i not in self.kept]
+    with ThreadPoolExecutor(self.threads) as pool:
+        new = dict(zip(new, (pool.map if len(new) > 1 else map)(self.decode, new)))
+    for i, x in new.items():
+        check_fit(tuple(x.shape), self.name(i), self.shape, self.name(0))
+        if (len(self.kept) + 1) * x.numel() <= self.memory: self.kept[i] = x
+    if not at: return torch.empty((0, *self.shape), dtype=torch.uint8)
+    return torch.stack([new[i] if i in new else self.kept[i] for i in at])
 
 # %% ../nbs/02_images.ipynb #0f66b393
 class Images:
     "Images of a folder or a zip archive, `(n, C, H, W)` in [-1, 1], decoded when they are asked for."
     def __init__(self,
-                 source,             # folder or zip archive, or its `Files`
-                 size=None,          # side in pixels that the middle square of each is resized to; None: as they are
-                 channels=None,      # 1 (grey) or 3 (colour) for all; None: as they are
-                 resample='lanczos', # one of `RESAMPLE`
-                 within='',          # take only what lies in this folder of the source
-                 memory=2**31,       # keep decoded images up to so many bytes
-                 threads=None):      # to decode a batch with; None: one a core, up to eight
-        if channels not in (None, 1, 3): raise ValueError(f"channels must be 1 (grey), 3 (colour) or None (as they are), got {channels!r}")
-        if size is not None and size < 1: raise ValueError(f"size is a number of pixels and must be at least 1, got {size}")
-        if resample not in RESAMPLE: raise ValueError(f"resample must be one of {', '.join(RESAMPLE)}, got {resample!r}")
-        source = source if hasattr(source, 'labelled') else Files(source)
-        names, self.labels, self.classes = source.labelled(within)     # labels `(n,)`, long, or None; names of classes or None
-        self._decoder = _Decoder(source, names, (size, channels, resample), memory, threads or min(8, os.cpu_count() or 1))
+                 source:str|Path|Files,  # folder or zip archive, or its `Files`
+                 size:int|None=None,     # side in pixels that each middle square is resized to; None: as is
+                 channels:int|None=None, # 1 (grey) or 3 (colour) for all; None: as they are
+                 resample:str='lanczos', # one of `RESAMPLE`
+                 within:str='',          # take only what lies in this folder of the source
+                 memory:int=2**31,       # keep decoded images up to so many bytes
+                 threads:int|None=None): # to decode a batch with; None: one a core, up to eight
+        check_choice('channels', channels, (1, 3, None), ': grey, colour, or as they are')
+        if size is not None: check_counts(size=size)
+        check_choice('resample', resample, RESAMPLE)
+        if not hasattr(source, 'labelled'): source = Files(source)
+        names, self.labels, self.classes = source.labelled(within) # `(n,)`, long, or None
+        threads = threads or min(8, os.cpu_count() or 1)
+        self._decoder = _Decoder(source, names, (size, channels, resample), memory, threads)
         self._at = torch.arange(len(names))
 
     def __len__(self): return len(self._at)
@@ -265,27 +314,39 @@ class Images:
         x = self._decoder.batch(at.reshape(-1).tolist()).float().div_(127.5).sub_(1)
         return x if at.ndim else x[0]
 
-    def only(self, i): # numbers `(n,)` -> those images, sharing what is decoded
-        part = copy.copy(self)
-        part._at, part.labels = self._at[i], None if self.labels is None else self.labels[i]
-        return part
-
-    @property
-    def shape(self): return self._decoder.shape         # `(C, H, W)`
-
-    @property
-    def names(self): return [self._decoder.names[i] for i in self._at.tolist()]
-
-    @property
-    def n_classes(self): return None if self.labels is None else len(self.classes or ()) or int(self.labels.max()) + 1
-
     def __repr__(self): return f'Images({str(self._decoder.source.source)!r}): {len(self):,} images'
 
+# %% ../nbs/02_images.ipynb #ad43a845
+@patch
+def only(self:Images,
+         i:torch.Tensor, # numbers `(n,)`
+        )->Images:
+    "Take some of the images, sharing what is decoded."
+    part = copy.copy(self)
+    part._at = self._at[i]
+    if self.labels is not None: part.labels = self.labels[i]
+    return part
+
+@patch_property
+def shape(self:Images)->tuple: # `(C, H, W)`
+    "Tell the shape of one image."
+    return self._decoder.shape
+
+@patch_property
+def names(self:Images)->list:
+    "List the names of the images in their source."
+    return [self._decoder.names[i] for i in self._at.tolist()]
+
+@patch_property
+def n_classes(self:Images)->int|None:
+    "Count the classes; without labels, None."
+    if self.labels is not None: return len(self.classes or ()) or int(self.labels.max()) + 1
+
 # %% ../nbs/02_images.ipynb #d03ec644
-def image_folder(folder,        # a folder or zip archive of images
-                 size=None,     # side in pixels that the middle square of each is resized to; None: as they are
-                 channels=None, # 1 (grey) or 3 (colour) for all; None: as they are
-                ):              # images `(n, C, H, W)` in [-1, 1], and classes `(n,)` (long) or None
+def image_folder(folder:str|Path|Files,  # a folder or zip archive of images
+                 size:int|None=None,     # side in pixels that each middle square is resized to; None: as is
+                 channels:int|None=None, # 1 (grey) or 3 (colour) for all; None: as they are
+                )->tuple:                # images `(n, C, H, W)` in [-1, 1], and classes `(n,)` (long) or None
     "Read all images of a folder into memory."
     images = Images(folder, size, channels, memory=0)
     return images[:], images.labels
@@ -296,41 +357,51 @@ def _item_pixels(image, i):
     if not isinstance(image, torch.Tensor): return to_pixels(image)
     x = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     if not ((x >= 0) & (x <= 1)).all():
-        raise ValueError(f"image {i} has values from {x.min():.3g} to {x.max():.3g}, expected floats in [0, 1] as ToTensor() makes them: "
-                         "leave out Normalize from the transform")
+        raise ValueError(f"image {i} has values from {x.min():.3g} to {x.max():.3g}, expected floats in "
+                         "[0, 1] as ToTensor() makes them: leave out Normalize from the transform")
     return 2 * x - 1
 
-def from_dataset(dataset, # a torchvision data set, or anything with a length that yields (image, label)
-                 n=None,  # use only the first n images; None: all
-                ):        # images `(n, C, H, W)` in [-1, 1], and labels `(n,)` (long), or None if they are not whole numbers
+# %% ../nbs/02_images.ipynb #1b813b6f
+def from_dataset(dataset:Any,     # a torchvision data set, or what has a length and yields (image, label)
+                 n:int|None=None, # use only the first n images; None: all
+                )->tuple:         # images `(n, C, H, W)` in [-1, 1]; labels `(n,)`, None if not whole numbers
     "Read a torchvision data set into memory."
     n = len(dataset) if n is None else min(n, len(dataset))
     if n < 1: raise ValueError(f"no images to read: the data set has {len(dataset)} and n is {n}")
     items = [dataset[i] for i in range(n)]
     if not all(isinstance(item, (tuple, list)) and len(item) >= 2 for item in items):
-        raise ValueError(f"expected a data set of (image, label) pairs, but an item is a {type(items[0]).__name__}: for images alone use "
-                         "`as_sampler(tensor)`")
-    x = _stack([_item_pixels(item[0], i) for i, item in enumerate(items)], [f'image {i}' for i in range(n)])
-    try: return x, torch.tensor([int(item[1]) for item in items])
-    except (TypeError, ValueError, RuntimeError): return x, None
+        raise ValueError(f"expected a data set of (image, label) pairs, but an item is a "
+                         f"{type(items[0]).__name__}: for images alone use `as_sampler(tensor)`")
+    xs = [_item_pixels(item[0], i) for i, item in enumerate(items)]
+    for i, x in enumerate(xs): check_fit(tuple(x.shape), f'image {i}', tuple(xs[0].shape), 'image 0')
+    try: labels = torch.tensor([int(item[1]) for item in items])
+    except (TypeError, ValueError, RuntimeError): labels = None
+    return torch.stack(xs), labels
 
 # %% ../nbs/02_images.ipynb #de0ab781
-TORCHVISION = dict(cifar10='CIFAR10', cifar100='CIFAR100', mnist='MNIST', fashion_mnist='FashionMNIST', kmnist='KMNIST')
+TORCHVISION = dict(cifar10='CIFAR10', cifar100='CIFAR100', mnist='MNIST', fashion_mnist='FashionMNIST',
+                   kmnist='KMNIST')
 
-class _Items:
+class _Collection:
     "A torchvision data set as a source of `Images`."
     def __init__(self, dataset, name): self.dataset, self.source = dataset, name
     def image(self, i): return self.dataset[i][0]
-    def labelled(self, within=''): return range(len(self.dataset)), torch.as_tensor(self.dataset.targets), list(self.dataset.classes)
+    def labelled(self, within=''):
+        d = self.dataset
+        return range(len(d)), torch.as_tensor(d.targets), [*d.classes]
 
-def collection(name): # 'mnist' or 'mnist:FOLDER'
-    "The official train and test splits of a torchvision data set."
+# %% ../nbs/02_images.ipynb #9dc8b420
+def collection(name:str, # one of `TORCHVISION`, alone or as in 'mnist:FOLDER'
+              )->list:   # two sources for `Images`
+    "Find or download the official train and test splits of a torchvision data set."
     from torchvision import datasets
     kind, _, folder = name.partition(':')
     reader, folder = getattr(datasets, TORCHVISION[kind]), Path(folder or 'data').expanduser()
-    try: return [_Items(reader(folder, train=train, download=True), f'{kind} ({split})') for train, split in ((True, 'train'), (False, 'test'))]
-    except Exception as e:     # whatever networks, archives and files bring
-        idx = hasattr(reader, 'resources')     # as MNIST, with several files; CIFAR is one archive
-        files, place = ([f for f, _ in reader.resources], folder/reader.__name__/'raw') if idx else ([reader.filename], folder)
+    try: return [_Collection(reader(folder, train=split == 'train', download=True), f'{kind} ({split})')
+                 for split in ('train', 'test')]
+    except Exception as e: # whatever networks, archives and files bring
+        if hasattr(reader, 'resources'): # as MNIST, with several files; CIFAR is one archive
+            files, folder = [f for f, _ in reader.resources], folder/reader.__name__/'raw'
+        else: files = [reader.filename]
         raise ValueError(f"cannot read or download {kind} ({' '.join(str(e).split()):.200}): "
-                         f"put the official {', '.join(files)} into {place}") from None
+                         f"put the official {', '.join(files)} into {folder}") from None
