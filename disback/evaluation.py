@@ -20,8 +20,7 @@ from .data import Data, digits
 from .files import digest, file_digest, read_weights, whole
 from .metrics import as_rows, features_for, frechet_from_moments, precision_recall
 from .networks import device_of
-from .runs import OneProcess
-from .runs import progress as progress_bar
+from .runs import OneProcess, progress as progress_bar
 from .samplers import calls_of, generate
 
 # %% ../nbs/32_evaluation.ipynb #4e45718f
@@ -78,7 +77,7 @@ def summed(t:torch.Tensor,       # of this process
     "Add up a tensor over the processes."
     return (processes.mean(t.to(processes.device or t.device)) * processes.world).to(t.device)
 
-# %% ../nbs/32_evaluation.ipynb #7e8f89b7
+# %% ../nbs/32_evaluation.ipynb #f74a6f9b
 def joined(rows:torch.Tensor,    # of this process `(n_own, ...)`
            n:int,                # rows of all
            processes:OneProcess, # those that take part
@@ -86,7 +85,8 @@ def joined(rows:torch.Tensor,    # of this process `(n_own, ...)`
     "The rows of all processes, in order, in every one."
     if processes.world == 1: return rows
     everywhere = rows.new_zeros(n, *rows.shape[1:])
-    everywhere[slice(*own_rows(n, processes))] = rows
+    start, stop = own_rows(n, processes)
+    everywhere[start:stop] = rows
     return summed(everywhere, processes)
 
 # %% ../nbs/32_evaluation.ipynb #87750645
@@ -243,8 +243,8 @@ def inception_score(p:torch.Tensor, # class probabilities `(n, K)`: logits after
         raise ValueError("the rows of p must be probabilities, at least 0 and with sum 1: "
                          "logits become that by `.softmax(1)`")
     check_number('`splits=`, the parts of the samples,', splits, whole=True, least=1, most=len(p))
-    parts = [p[i * len(p) // splits:(i + 1) * len(p) // splits] for i in range(splits)]
-    apart = [torch.xlogy(part, part) - torch.xlogy(part, part.mean(0)) for part in parts]
+    cuts = [i * len(p) // splits for i in range(1, splits)]
+    apart = [torch.xlogy(part, part) - torch.xlogy(part, part.mean(0)) for part in p.tensor_split(cuts)]
     scores = torch.stack([kl.sum(1).mean().exp() for kl in apart])
     return InceptionScore(scores.mean().item(), scores.std(correction=0).item())
 
@@ -256,7 +256,7 @@ def noise_rows(n:int,               # rows
               )->torch.Tensor:      # unit noise `(n, *dims)`
     "Noise in which a row depends on the seed and its own number alone."
     check_counts(n=n)
-    for name, value in dict(seed=seed, start=start).items(): check_number(name, value, least=0)
+    check_number('the least of seed and start', min(seed, start), least=0)
     generators = [np.random.default_rng((seed, row)) for row in range(start, start + n)]
     return torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators]))
 
@@ -304,7 +304,7 @@ def looked_at(x:torch.Tensor,    # samples `(n, *dims)`
     with torch.no_grad(): f = features(x)
     return f if isinstance(f, tuple) else (f, None)
 
-# %% ../nbs/32_evaluation.ipynb #182f3d92
+# %% ../nbs/32_evaluation.ipynb #efe26a15
 def embed(draw:Callable,     # `draw(n, start)` -> samples `(n, *dims)`
           n:int,             # samples in all
           features:Callable, # samples -> features `(n, D)`, or a pair of them and logits `(n, K)`
@@ -317,7 +317,8 @@ def embed(draw:Callable,     # `draw(n, start)` -> samples `(n, *dims)`
     "Features of samples, batch by batch, each process its own rows."
     (start, stop), moments, kept, classes = own_rows(n, processes), RunningMoments(), [], []
     for at in progress_bar(range(start, stop, batch), desc=desc, silent=silent or processes.rank > 0):
-        x, asked = draw(min(batch, stop - at), at), min(batch, stop - at)
+        asked = min(batch, stop - at)
+        x = draw(asked, at)
         if len(x) != asked:
             raise ValueError(f"asked for {asked} samples, `draw` returned {len(x)}: "
                              "it is called as draw(n, seed, start) and returns n")
@@ -335,8 +336,7 @@ def take_reference(reference:str|Path|Data|torch.Tensor, # statistics file, `Dat
     "The real side of a comparison."
     if isinstance(reference, (str, Path)):
         said = dict(reference=Path(reference).name, reference_size=None)
-        statistics = load_statistics(reference)
-        return statistics, None, said | dict(reference_sha256=file_digest(reference))
+        return load_statistics(reference), None, said | dict(reference_sha256=file_digest(reference))
     name, x = 'samples', reference
     if isinstance(reference, Data):
         name, x = f'held-out {reference.name}', reference.held_out(n, torch.Generator().manual_seed(0))
@@ -363,14 +363,16 @@ def compared(sample:tuple,           # what `embed` returned of it
     if p is None: return row
     return row | dict(zip(('inception_score', 'inception_score_deviation'), inception_score(p, splits)))
 
-# %% ../nbs/32_evaluation.ipynb #62f56220
+# %% ../nbs/32_evaluation.ipynb #2cccebca
 def over_seeds(rows:Sequence[dict] # `{measure: number}` of each seed
               )->dict: # `{measure: {per_seed, mean, std}}`
     "Mean and standard deviation over seeds; of a single one there is no deviation."
-    def spread(v):
-        std = float(np.std(v, ddof=1)) if len(v) > 1 else None
-        return dict(per_seed=v, mean=float(np.mean(v)), std=std)
-    return {k: spread([float(row[k]) for row in rows]) for k in rows[0]}
+    found = {}
+    for k in rows[0]:
+        values = [float(row[k]) for row in rows]
+        std = float(np.std(values, ddof=1)) if rows[1:] else None
+        found[k] = dict(per_seed=values, mean=float(np.mean(values)), std=std)
+    return found
 
 # %% ../nbs/32_evaluation.ipynb #fa03c23b
 def conditions(look:Callable,  # the features
@@ -393,13 +395,10 @@ def refuse_early(x:torch.Tensor,         # one sample `(1, *dims)`
                  statistics:tuple|None,  # mean and covariance of the reference
                  real:torch.Tensor|None, # or its samples `(m, *dims)`
                  n:int,                  # samples a seed
-                 seeds:Sequence[int],    # one sample each
                  splits:int,             # parts of the inception score
                  k:int|None,             # neighbour of precision and recall
                 )->int:                  # the number of features
     "Raise for what could only fail after all samples are drawn."
-    if not seeds or len({*seeds}) < len(seeds):
-        raise ValueError(f"every sample needs a seed of its own, got seeds {seeds}")
     if real is not None:
         if real.shape[1:] != x.shape[1:]:
             raise ValueError(f"samples have shape {tuple(x.shape[1:])} and the reference "
@@ -428,9 +427,11 @@ def measure_samples(draw:Callable,   # `draw(n, seed, start)` -> samples from nu
     check_counts(batch=batch, splits=splits, k=1 if k is None else k)
     check_number('n', n, whole=True, least=2)
     seeds, (statistics, real, about) = [*seeds], take_reference(reference, n)
-    x = draw(1, *seeds[:1] or [0], 0)
+    if not seeds or len({*seeds}) < len(seeds):
+        raise ValueError(f"every sample needs a seed of its own, got seeds {seeds}")
+    x = draw(1, seeds[0], 0)
     look, k = features or features_for(x.shape[1:]), None if real is None else k
-    D = refuse_early(x, look, statistics, real, n, seeds, splits, k)
+    D = refuse_early(x, look, statistics, real, n, splits, k)
     run = lambda draw, n, desc: embed(draw, n, look, batch, k is not None, processes, desc, not progress)
     if real is not None:
         moments, real, _ = run(lambda n, start, x=real: x[start:start + n], len(real), 'reference')
@@ -453,7 +454,8 @@ def statement(result:dict # of `measure_samples`
     p, numbers = result['protocol'], []
     for k, v in result.items():
         if k == 'protocol': continue
-        numbers.append(f"{k} {v['mean']:.4g}" + ('' if v['std'] is None else f" ± {v['std']:.2g}"))
+        spread = '' if v['std'] is None else f" ± {v['std']:.2g}"
+        numbers.append(f"{k} {v['mean']:.4g}{spread}")
     drawn = f"{p['n']:,} samples a seed (seeds {', '.join(map(str, p['seeds']))})"
     against, features = f"against {p['reference']}", f"features: {p['features']}"
     if p['reference_size']: against += f" ({p['reference_size']:,})"
