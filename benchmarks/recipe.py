@@ -3,10 +3,10 @@
     python benchmarks/recipe.py [--recipe imagenet64] [--batch 8 32] [--precision fp32 bf16] [--steps 300]
                                 [--device cuda] [--json]
 
-The network is the recipe's, with random weights, and the target is that network itself: time and memory are those
-of the recipe, what is learnt is not. The loss of the fake score, over the first and the last tenth of the steps, says
-only that training works. Times are medians over the steps after the first ten, or over the second half of fewer; on
-CUDA every step is synchronised."""
+The network is the recipe's, with random weights, and the target is that network itself: time and memory are
+those of the recipe, what is learnt is not. The loss of the fake score, over the first and the last tenth of
+the steps, says only that training works. Times are medians over the steps after the first ten, or over the
+second half of fewer; on CUDA every step is synchronised."""
 import argparse
 import datetime
 import json
@@ -28,7 +28,7 @@ except ImportError as e:
 
 
 def network_of(table):
-    """A recipe's network with random weights everywhere: those that start at zero would leave gradients zero."""
+    """A recipe's network with random weights: those that start at zero would leave gradients zero."""
     torch.manual_seed(0)
     net = (build(table) if "name" in table else edm_network(**table)).eval()
     with torch.no_grad():
@@ -60,7 +60,8 @@ def measure(recipe, batch, precision, steps, device):
     losses, tenth = torch.stack(losses).float().cpu(), max(1, steps // 10)
     return dict(batch=batch, precision=precision, seconds_a_step=median(seconds[min(10, steps // 2):]),
                 fake_loss_first=losses[:tenth].mean().item(), fake_loss_last=losses[-tenth:].mean().item(),
-                peak_gb=torch.cuda.max_memory_allocated() / 1e9 if cuda else None, parameters=n_parameters(net))
+                peak_gb=torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
+                parameters=n_parameters(net))
 
 
 def show(title, rows):
@@ -80,7 +81,8 @@ def main(argv=None):
     args.add_argument("--batch", type=int, nargs="+", default=[8, 32])
     args.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "tf32", "bf16"))
     args.add_argument("--steps", type=int, default=300)
-    args.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    args.add_argument("--device", default=here, choices=("cpu", "cuda"))
     args.add_argument("--json", action="store_true")
     args = args.parse_args(argv)
     if args.steps < 2 or min(args.batch) < 1:
@@ -89,7 +91,8 @@ def main(argv=None):
         sys.exit("recipe.py: there is no CUDA device here: leave --device out, or give cpu")
     try: recipe = load_recipe(args.recipe)
     except ValueError as e: sys.exit(f"recipe.py: {e}")
-    if recipe.network is None: sys.exit(f"recipe.py: recipe {args.recipe} does not describe its network, [network]")
+    if recipe.network is None:
+        sys.exit(f"recipe.py: recipe {args.recipe} does not describe its network, [network]")
     rows = [measure(recipe, batch, precision, args.steps, args.device)
             for batch in args.batch for precision in args.precision]
     device = f"cpu, {torch.get_num_threads()} threads"

@@ -2,15 +2,15 @@
 
     python benchmarks/speed.py [--quick] [--json] [--device cpu|cuda] [--threads N] [--only passes,step,...]
 
-passes     flops of a step in units of F, one forward pass of the batch without gradient; calls of each network
+passes     flops of a step in units of F, a forward pass of the batch without gradient; calls of each network
 step       the library's step against the same step in a bare loop: no checks, no records, no state to save
 peers      the schedules of Diff-Instruct, SiD and DMD2 against the library's, all else equal
 memory     bytes a parameter, the peak along a path of 4 and of 32 nodes, growth over a long run
 processes  a step in one process and in two, for the same batch
 
-Times are medians over pairs of steps taken in turn in one process, ratios are medians of the paired ratios with
-their quartiles; on CUDA every timed step is synchronised. The networks have random weights: nothing depends on what a
-network has learnt, and nothing says how good its samples are."""
+Times are medians over pairs of steps taken in turn in one process, ratios are medians of the paired ratios
+with their quartiles; on CUDA every timed step is synchronised. The networks have random weights: nothing
+depends on what a network has learnt, and nothing says how good its samples are."""
 import argparse, datetime, gc, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median, quantiles
@@ -46,9 +46,10 @@ def adam(parameters, lr, betas=(0., 0.99)):
 def per_sample(v, x): return v.view(-1, *[1] * (x.ndim - 1))    # `(B,)` -> `(B, 1, ...)`
 
 class Loop:
-    "A training loop in torch alone: networks, optimisers, noise, average. Subclasses add the schedule, `step`."
+    "A training loop in torch alone: networks, optimisers, noise, average. A subclass adds `step`."
     def __init__(self, teacher, batch):
-        self.student, self.fake, self.target = OneStep(teacher), clone(teacher), clone(teacher, trainable=False)
+        self.student, self.fake = OneStep(teacher), clone(teacher)
+        self.target = clone(teacher, trainable=False)
         self.average = clone(self.student, trainable=False)
         self.weights = {m: [*m.parameters()] for m in (self.student, self.fake, self.average)}
         self.optimizer = adam(self.student.parameters(), LR)
@@ -126,7 +127,7 @@ class DiffInstruct(Loop):
         self.update_student()
 
 class SiD(Loop):
-    "Fake: fresh samples 1, training 3. Student: forward 1, backward 2, through fake and target 2 each. In all 11F."
+    "Fake: fresh samples 1, training 3. Student: 1 + 2, through fake and target 2 each. In all 11F."
     def step(self):
         self.sample_and_train_fake()
         x0 = self.sample()
@@ -138,8 +139,9 @@ class SiD(Loop):
         self.update_student()
 
 class DMD2(Loop):
-    """Five fake steps to one of the student. Student: samples 1, fake 1, target 1, backward 2; then the fake is trained on
-    the same samples with noise of its own, 3: 8F. Four more fake steps on fresh samples, 1 + 3 each: 16F. In all 24F."""
+    """Five fake steps to one of the student. Student: samples 1, fake 1, target 1, backward 2; then the fake
+    is trained on the same samples with noise of its own, 3: 8F. Four more fake steps on fresh samples, 1 + 3
+    each: 16F. In all 24F."""
     def step(self):
         x0 = self.sample()
         clean = x0.detach()
@@ -152,7 +154,8 @@ class DMD2(Loop):
 
 def backtracking(teacher, batch, **args):
     "The library's stage 2 on a path that holds the teacher alone, with constant learning rates."
-    return Backtracking(OneStep(teacher), DegradationPath.of(teacher), n_steps=10**6, batch=batch, decay=0, **args)
+    path = DegradationPath.of(teacher)
+    return Backtracking(OneStep(teacher), path, n_steps=10**6, batch=batch, decay=0, **args)
 
 def degradation(teacher, batch, **args):
     "The library's stage 1 between two nodes."
@@ -231,7 +234,7 @@ def settings(quick): # -> name, kind of network, batch, pairs
     return [('MLP', 'mlp', 256, 120), ('U-Net', 'unet', 128, 30)]
 
 def measure_step(device, quick, threads):
-    "`ratio`: library over bare. `apart`: largest difference between the two students' weights after as many steps."
+    "`ratio`: library over bare. `apart`: largest difference of the two students' weights."
     rows, warm_up, pool = {}, 3 if quick else 10, 256 if quick else 4096
     for name, kind, batch, pairs in settings(quick):
         teacher = network(kind, device)
@@ -249,8 +252,8 @@ def measure_step(device, quick, threads):
     return rows
 
 def measure_peers(device, quick, threads):
-    "`ratio`: time of a student update in the peer's schedule over the library's: how many times faster that is."
-    # the library's default step; SiD's loss needs 9F, and fewer fake steps are another training, not a saving alone
+    "`ratio`: time of a student update in the peer's schedule over the library's."
+    # SiD's own loss needs 9F; fewer fake steps are another training, not a saving alone
     peers = {'Diff-Instruct 9F : 7F':      (DiffInstruct, dict()),
              'SiD 11F : 7F default loss':  (SiD,          dict()),
              'SiD 11F : 9F':               (SiD,          dict(loss='sid')),
@@ -263,8 +266,8 @@ def measure_peers(device, quick, threads):
             run = backtracking(teacher, batch, **args)
             bare, warm_up = loop(teacher, batch), 1 if quick else 2
             ours, theirs = in_turn(run.__next__, bare.step, max(3, pairs // 3), device, warm_up)
-            rows[f'{name}, {peer}'] = dict(peer_ms=round(median(theirs), 2), library_ms=round(median(ours), 2),
-                                           **ratio(theirs, ours))
+            rows[f'{name}, {peer}'] = dict(peer_ms=round(median(theirs), 2),
+                                           library_ms=round(median(ours), 2), **ratio(theirs, ours))
     return rows
 
 # ---- memory, in fresh processes
@@ -286,20 +289,21 @@ def bytes_of(module): # -> bytes of its parameters, buffers and gradients, and o
     optimizers = [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)
                   and o.param_groups[0]['params'][0] is parameters[0]]
     tensors = [*parameters, *module.buffers(), *(p.grad for p in parameters if p.grad is not None)]
-    for o in optimizers: tensors += [t for state in o.state.values() for t in state.values() if torch.is_tensor(t)]
+    states = [state for o in optimizers for state in o.state.values()]
+    tensors += [t for state in states for t in state.values() if torch.is_tensor(t)]
     return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
 
 def stage_memory(device, stage, width, depth):
-    """Bytes a parameter after three steps, where gradients are gone, and at the peak, with one gradient. `rest`: what
-    the process holds beyond the networks named; nodes lie in its memory, not the GPU's."""
+    """Bytes a parameter after three steps, where gradients are gone, and at the peak, with one gradient.
+    `rest`: what the process holds beyond the networks named; nodes lie in its memory, not the GPU's."""
     before = memory(device)
     teacher = network('mlp', device, width=width, depth=depth)
     run = backtracking(teacher, 8) if stage == 'backtracking' else degradation(teacher, 8, pool=64, n_probe=8)
     advance(run, 3)
     total, peak, node = memory(device) - before, memory(device, peak=True) - before, 4 * (device == 'cpu')
     if stage == 'backtracking':
-        networks = {"caller's teacher": (4, teacher), 'target': (4, run.target), 'fake, Adam': (12, run.fake),
-                    'student, Adam': (12, run.student), 'average': (4, run.ema)}
+        networks = {"caller's teacher": (4, teacher), 'target': (4, run.target),
+                    'fake, Adam': (12, run.fake), 'student, Adam': (12, run.student), 'average': (4, run.ema)}
         rest, expected = "rest: path's network and node", 4 + node
     else:
         networks = {"caller's teacher": (4, teacher), 'degraded, Adam': (12, run.degraded)}
@@ -336,8 +340,8 @@ def save_long_path(folder, n_nodes, width):
              for i in range(n_nodes)]
     DegradationPath(teacher, nodes).save(folder)
 
-def walk_memory(device, folders, n_steps): # shortest first: a peak stays, and is seen if a longer path needs no more
-    "Walk each path from its folder. `above`: the peak beyond what the process held before it opened the first."
+def walk_memory(device, folders, n_steps): # shortest first: a peak stays, so a longer path shows only more
+    "Walk each path from its folder. `above`: the peak beyond what the process held before."
     advance(backtracking(network('mlp', device), 8), 2)
     before, rows = memory(device), {}
     for folder in folders:
@@ -398,7 +402,7 @@ def measure_processes(device, quick, threads):
 WORK = dict(run_memory=run_memory, walk_memory=walk_memory, step_time=step_time)
 
 def in_process(name, device, threads, processes=1, env=None, **args): # -> what the function returned
-    "Call a function of `WORK` in a fresh process, or in several launched together, of which the first answers."
+    "Call a function of `WORK` in a fresh process, or in several, of which the first answers."
     launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), __file__, '--device', device,
                '--threads', str(threads), '--work', json.dumps([name, args])]
@@ -464,11 +468,14 @@ def parse(argv):
     parser.add_argument('--quick', action='store_true',
                         help="under a minute instead of some: small batches, few steps, rough numbers")
     parser.add_argument('--json', action='store_true', help="print one JSON object and nothing else")
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help="where to measure (default: cpu)")
-    parser.add_argument('--threads', type=positive, default=1, metavar='N', help="CPU threads of a process (default: 1)")
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu',
+                        help="where to measure (default: cpu)")
+    parser.add_argument('--threads', type=positive, default=1, metavar='N',
+                        help="CPU threads of a process (default: 1)")
     parser.add_argument('--only', type=parts, default=[*PARTS], metavar='PART,...',
                         help=f"some of {', '.join(PARTS)} (default: all)")
-    parser.add_argument('--work', type=json.loads, help=argparse.SUPPRESS)    # a measurement in a process of its own
+    # a measurement in a process of its own
+    parser.add_argument('--work', type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 def main(argv=None):
@@ -481,7 +488,8 @@ def main(argv=None):
         answer = json.dumps(WORK[name](args.device, **work_args))
         return print(answer) if os.environ.get('RANK', '0') == '0' else None
     date = datetime.date.today().isoformat()
-    results = dict(device=args.device, torch=torch.__version__, threads=args.threads, date=date, quick=args.quick)
+    results = dict(device=args.device, torch=torch.__version__, threads=args.threads, date=date,
+                   quick=args.quick)
     if not args.json: print(', '.join(f'{k} {v}' for k, v in results.items()) + '\n', flush=True)
     for part in [p for p in PARTS if p in args.only]:
         results[part] = PARTS[part](args.device, args.quick, args.threads)

@@ -37,7 +37,8 @@ def test_memory_does_not_depend_on_the_number_of_nodes_nor_grow(benchmark):
         assert abs(rows["peak"]["bytes_per_parameter"] - others - most) < 3, rows
 
 
-@pytest.mark.parametrize("args, said", [(["--only", "speed"], "unknown part"), (["--threads", "0"], "at least 1"),
+@pytest.mark.parametrize("args, said", [(["--only", "speed"], "unknown part"),
+                                        (["--threads", "0"], "at least 1"),
                                         (["--work"], "expected one argument")])
 def test_bad_arguments(benchmark, capsys, args, said):
     with pytest.raises(SystemExit) as ended: benchmark("speed", *args)
@@ -53,7 +54,9 @@ def test_a_recipe_trains_in_both_precisions(benchmark):
     assert rows[0]["fake_loss_last"] < .95 * rows[0]["fake_loss_first"], rows
 
 
-@pytest.mark.parametrize("args, said", [(["--recipe", "none"], "unknown recipe"), (["--steps", "1"], "at least 2")])
+@pytest.mark.parametrize("args, said", [(["--recipe", "none"], "unknown recipe"),
+                                        (["--steps", "1"], "at least 2")])
 def test_a_recipe_is_refused_in_a_sentence(benchmark, capsys, args, said):
-    with pytest.raises(SystemExit) as ended: benchmark("recipe", *args)    # Python prints the sentence, code 1
+    with pytest.raises(SystemExit) as ended: benchmark("recipe", *args)
+    # Python prints the sentence and ends with 1
     assert said in ended.value.code and "\n" not in ended.value.code and not capsys.readouterr().out

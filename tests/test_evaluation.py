@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo) evaluate as one does: the same moments, rows, distance, precision and recall.
+"""Two processes on the CPU (gloo) evaluate as one does: moments, rows, distance, precision and recall.
 
 This file is also the program that each process runs: `torchrun ... tests/test_evaluation.py FOLDER`."""
 import os
@@ -26,7 +26,8 @@ def look(x):
 
 def results(processes):
     from disback.data import digits, load_data
-    from disback.evaluation import Draw, RunningMoments, embed, joined_moments, measure_samples, noise_rows, own_rows
+    from disback.evaluation import Draw, RunningMoments, embed, joined_moments
+    from disback.evaluation import measure_samples, noise_rows, own_rows
     from disback.networks import OneStep, UNet
     start, stop = own_rows(N, processes)
     moments = joined_moments(RunningMoments().update(rows()[start:stop]), processes)
@@ -34,13 +35,15 @@ def results(processes):
     net = UNet(channels=(8, 16), n_classes=10, sigma_data=.5)
     for p in net.parameters(): p.data += .05 * torch.randn_like(p)
     draw = Draw(OneStep(net), n_classes=10)
-    _, features, classes = embed(lambda n, start: draw(n, 0, start), N, look, batch=64, keep=True, processes=processes)
+    numbered = lambda n, start: draw(n, 0, start)
+    _, features, classes = embed(numbered, N, look, batch=64, keep=True, processes=processes)
     train = digits("train")[0]
     def noisy(n, seed, start): return train[start:start + n] + .15 * noise_rows(n, (1, 8, 8), seed, start)
-    result = measure_samples(noisy, load_data("digits"), N, (0, 1), batch=50, processes=processes, progress=False)
+    result = measure_samples(noisy, load_data("digits"), N, (0, 1), batch=50, processes=processes,
+                             progress=False)
     numbers = [v for k in ("frechet", "precision", "recall") for v in result[k]["per_seed"]]
-    return dict(n=torch.tensor(moments.n), mean=moments.mean, covariance=moments.covariance, features=features,
-                classes=classes, numbers=torch.tensor(numbers, dtype=torch.float64))
+    return dict(n=torch.tensor(moments.n), mean=moments.mean, covariance=moments.covariance,
+                features=features, classes=classes, numbers=torch.tensor(numbers, dtype=torch.float64))
 
 
 def work(folder):
@@ -55,7 +58,8 @@ def work(folder):
 def test_two_processes_evaluate_as_one_does(tmp_path):
     from disback.files import load_state
     from disback.runs import OneProcess
-    done = subprocess.run([*TORCHRUN, __file__, tmp_path], env=ENV, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*TORCHRUN, __file__, tmp_path], env=ENV, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = results(OneProcess()), [load_state(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     assert all(torch.equal(two[0][k], two[1][k]) for k in one)    # every process has the whole result
