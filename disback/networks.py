@@ -55,7 +55,7 @@ def build(description:dict # what `describe` returned
          )->nn.Module:     # with fresh weights
     "Make a network from its description."
     name = description.get('name') if isinstance(description, dict) else None
-    check_choice('network', name, dict.fromkeys([*NETWORKS, *HOMES]))
+    check_choice('network', name, NETWORKS | HOMES)
     if name not in NETWORKS: importlib.import_module(HOMES[name])
     def argument(value):
         if isinstance(value, dict): return build(value)

@@ -109,7 +109,9 @@ def _entries(values): # key, value, key, value, ... -> dictionary
 def _add(machine, opcode, values):
     "Put values into the list, set or dictionary on top of the stack, or note them on a call."
     target, entries = machine.stack[-1], opcode.startswith('SETITEM')
-    if entries and isinstance(target, Call): target.items = (target.items or {}) | _entries(values)
+    if entries and isinstance(target, Call):
+        target.items = target.items or {}
+        target.items.update(_entries(values))
     elif entries and type(target) is dict: target.update(_entries(values))
     elif opcode.startswith('APPEND') and type(target) is list: target.extend(values)
     elif opcode == 'ADDITEMS' and type(target) is set: target.update(_keys(values))

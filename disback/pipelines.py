@@ -101,9 +101,9 @@ def unet2d(config:dict # arguments of `UNet2DModel`
           )->Any:      # one with fresh weights
     "A U-Net of diffusers, which need not be installed until here."
     try: from diffusers import UNet2DModel
-    except ImportError: UNet2DModel = None
-    if not UNet2DModel:
-        raise ValueError("this network needs the package diffusers: pip install 'disback[diffusers]'")
+    except ImportError:
+        raise ValueError("this network needs the package diffusers: "
+                         "pip install 'disback[diffusers]'") from None
     with in_words("this configuration does not describe a UNet2DModel"): return UNet2DModel(**config)
 
 # %% ../nbs/15_pipelines.ipynb #b5cab7c6
