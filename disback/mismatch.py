@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'QUANTITIES', 'sigma_ladder', 'as_sigmas', 'as_noised', 'at_rest', 'answer', 'row_mean', 'sigma_squared',
-           'unweighted', 'weighted', 'by_level', 'squares', 'difference', 'score_mismatch', 'exact_denoiser',
-           'fisher_divergence', 'mismatch_degree', 'degree_floor', 'mismatch_field', 'with_colorbar', 'show_field',
-           'mismatch_map', 'show_map', 'Decomposition', 'decompose', 'MismatchRecord', 'MismatchRecorder', 'cell_edges',
-           'heat_norm', 'show_heat']
+           'unweighted', 'weighted', 'by_level', 'squares', 'score_mismatch', 'exact_denoiser', 'fisher_divergence',
+           'mismatch_degree', 'degree_floor', 'mismatch_field', 'with_colorbar', 'show_field', 'mismatch_map',
+           'show_map', 'Decomposition', 'decompose', 'MismatchRecord', 'MismatchRecorder', 'cell_edges', 'heat_norm',
+           'show_heat']
 
 # %% ../nbs/30_mismatch.ipynb #2d093475
 import math
@@ -76,13 +76,12 @@ def as_noised(x0:torch.Tensor,       # clean samples `(n, *dims)`
 def at_rest(*networks:Callable # denoisers; those that are no modules are left alone
            )->Iterator[None]:
     "Within the block modules are in evaluation mode; afterwards each is in the mode it was in."
-    modules = [m for n in networks if isinstance(n, nn.Module) for m in n.modules()]
-    training = [m.training for m in modules]
+    modes = {m: m.training for n in networks if isinstance(n, nn.Module) for m in n.modules()}
     try:
-        for m in modules: m.training = False
+        for m in modes: m.training = False
         yield
     finally:
-        for m, t in zip(modules, training): m.training = t
+        for m, training in modes.items(): m.training = training
 
 # %% ../nbs/30_mismatch.ipynb #92cbee7e
 def answer(denoiser:Callable,  # `D(x, sigma, cond)`
@@ -104,7 +103,8 @@ def answer(denoiser:Callable,  # `D(x, sigma, cond)`
 ROWS = 1024 # samples that go through a network at a time
 
 @torch.no_grad()
-def row_mean(f:Callable,       # `(x0, x, sigma, cond) -> (B, ...)`: what is averaged, for each row
+def row_mean(f:Callable,       # `(x0 / sigma, *answers) -> (B, ...)`: what is averaged, for each row
+             denoisers:Sequence[Callable], # those whose answers `f` takes
              x0:torch.Tensor,  # clean samples `(n, *dims)`
              eps:torch.Tensor, # unit noise `(n, *dims)`
              sigma:float,      # one noise level, data units
@@ -116,7 +116,9 @@ def row_mean(f:Callable,       # `(x0, x, sigma, cond) -> (B, ...)`: what is ave
         at = slice(i, i + ROWS)
         clean, own = x0[at], None if cond is None else cond[at]
         s = clean.new_full((len(clean),), float(sigma))
-        total = total + f(clean, clean + expand(s, clean) * eps[at], s, own).sum(0).cpu().double()
+        scale = expand(s, clean)
+        answers = [answer(d, clean + scale * eps[at], s, own) for d in denoisers]
+        total = total + f(clean / scale, *answers).sum(0).cpu().double()
     return total / len(x0)
 
 # %% ../nbs/30_mismatch.ipynb #8412fb16
@@ -143,8 +145,8 @@ def weighted(values:torch.Tensor, # `(S, ...)` in units of the noise, that is of
     return values * expand(w / sigmas**2, values)
 
 # %% ../nbs/30_mismatch.ipynb #24144b35
-def by_level(f:Callable,       # `(x0, x, sigma, cond) -> (B, ...)`, in units of the noise, squared
-             networks:Sequence[Callable], # those that `f` asks
+def by_level(f:Callable,       # `(x0 / sigma, *answers) -> (B, ...)`, in units of the noise, squared
+             denoisers:Sequence[Callable], # those whose answers `f` takes
              x0:torch.Tensor,  # clean samples `(n, *dims)`
              sigmas:float|Sequence[float]|torch.Tensor, # noise levels, data units
              weight:Callable=sigma_squared,  # `sigma -> number`
@@ -154,23 +156,14 @@ def by_level(f:Callable,       # `(x0, x, sigma, cond) -> (B, ...)`, in units of
             )->torch.Tensor:   # `(S, ...)`, double precision, on the CPU
     "Weighted average of something over noised samples, level by level."
     sigmas, (x0, eps) = as_sigmas(sigmas), as_noised(x0, eps, cond, generator)
-    with at_rest(*networks): values = torch.stack([row_mean(f, x0, eps, s, cond) for s in sigmas])
+    with at_rest(*denoisers):
+        values = torch.stack([row_mean(f, denoisers, x0, eps, s, cond) for s in sigmas])
     return weighted(values, sigmas, weight)
 
 def squares(v:torch.Tensor # `(B, *dims)`
            )->torch.Tensor: # `(B,)`
     "Squared length of each row."
     return v.square().flatten(1).sum(1)
-
-# %% ../nbs/30_mismatch.ipynb #1fe5881e
-def difference(a:Callable,         # a denoiser
-               b:Callable,         # another
-               x:torch.Tensor,     # noised samples `(B, *dims)`
-               sigma:torch.Tensor, # their noise levels `(B,)`, data units
-               cond:Any=None,      # what goes with the rows, or None
-              )->torch.Tensor:     # `sigma * (s_a - s_b)`, `(B, *dims)`
-    "Difference of two scores in units of the noise."
-    return answer(a, x, sigma, cond) - answer(b, x, sigma, cond)
 
 # %% ../nbs/30_mismatch.ipynb #b517b6b4
 def score_mismatch(a:Callable,      # a denoiser
@@ -183,8 +176,7 @@ def score_mismatch(a:Callable,      # a denoiser
                    generator:torch.Generator|None=None, # where `eps` is drawn from; None: a fixed seed
                   )->torch.Tensor:  # `(S,)`, double precision, on the CPU
     "Weighted mean square difference of two scores on noised samples, level by level."
-    def square(clean, *at): return squares(difference(a, b, *at))
-    return by_level(square, (a, b), x0, sigmas, weight, eps, cond, generator)
+    return by_level(lambda _, p, q: squares(p - q), (a, b), x0, sigmas, weight, eps, cond, generator)
 
 # %% ../nbs/30_mismatch.ipynb #9b96b1af
 def exact_denoiser(x0:torch.Tensor,        # clean samples `(n, *dims)`
@@ -208,38 +200,29 @@ def exact_denoiser(x0:torch.Tensor,        # clean samples `(n, *dims)`
 def fisher_divergence(denoiser:Callable, # the denoiser to be judged
                       x0:torch.Tensor,   # clean samples `(n, *dims)`: the distribution it is held against
                       sigmas:float|Sequence[float]|torch.Tensor, # noise levels, data units
-                      weight:Callable=sigma_squared, # `sigma -> number`
-                      eps:torch.Tensor|None=None,    # unit noise `(n, *dims)`; None: drawn
                       cond:torch.Tensor|None=None,   # labels `(n,)` or None
-                      generator:torch.Generator|None=None, # where `eps` is drawn from; None: a fixed seed
+                      **options:Any,                 # of `score_mismatch`: `weight`, `eps`, `generator`
                      )->torch.Tensor:    # `(S,)`, double precision, on the CPU
     "Mismatch to the exact score of the samples themselves."
-    return score_mismatch(denoiser, exact_denoiser(x0, cond), x0, sigmas, weight, eps, cond, generator)
+    return score_mismatch(denoiser, exact_denoiser(x0, cond), x0, sigmas, cond=cond, **options)
 
 # %% ../nbs/30_mismatch.ipynb #2abdd757
 def mismatch_degree(denoiser:Callable, # the denoiser to be judged, mostly the teacher
                     x0:torch.Tensor,   # clean samples, mostly the student's, `(n, *dims)`
                     sigmas:float|Sequence[float]|torch.Tensor, # noise levels, data units
-                    weight:Callable=sigma_squared, # `sigma -> number`
-                    eps:torch.Tensor|None=None,    # unit noise `(n, *dims)`; None: drawn
-                    cond:Any=None,     # what goes with the rows, or None
-                    generator:torch.Generator|None=None, # where `eps` is drawn from; None: a fixed seed
+                    **options:Any,     # of `score_mismatch`: `weight`, `eps`, `cond`, `generator`
                    )->torch.Tensor:    # `(S,)`, double precision, on the CPU
     "Weighted denoising loss on samples: the mismatch degree (DisBack section 5.3), squared."
-    def square(clean, x, sigma, cond):
-        return squares(answer(denoiser, x, sigma, cond) - clean / expand(sigma, clean))
-    return by_level(square, [denoiser], x0, sigmas, weight, eps, cond, generator)
+    return by_level(lambda clean, d: squares(d - clean), [denoiser], x0, sigmas, **options)
 
 # %% ../nbs/30_mismatch.ipynb #1a8e03f6
 def degree_floor(x0:torch.Tensor, # clean samples `(n, *dims)`
                  sigmas:float|Sequence[float]|torch.Tensor, # noise levels, data units
-                 weight:Callable=sigma_squared, # `sigma -> number`
-                 eps:torch.Tensor|None=None,    # unit noise `(n, *dims)`; None: drawn
-                 cond:torch.Tensor|None=None,   # labels `(n,)` or None
-                 generator:torch.Generator|None=None, # where `eps` is drawn from; None: a fixed seed
+                 cond:torch.Tensor|None=None, # labels `(n,)` or None
+                 **options:Any,   # of `score_mismatch`: `weight`, `eps`, `generator`
                 )->torch.Tensor:  # `(S,)`, double precision, on the CPU
     "The mismatch degree at a perfect match: that of the samples' own exact denoiser."
-    return mismatch_degree(exact_denoiser(x0, cond), x0, sigmas, weight, eps, cond, generator)
+    return mismatch_degree(exact_denoiser(x0, cond), x0, sigmas, cond=cond, **options)
 
 # %% ../nbs/30_mismatch.ipynb #ed15685c
 @torch.no_grad()
@@ -250,8 +233,8 @@ def mismatch_field(a:Callable,          # a denoiser
                    cond:Any=None,       # what goes with the points, `(P, ...)`, or None
                   )->torch.Tensor:      # `sigma * (s_a - s_b)`, `(P, *dims)`
     "Difference of two scores at given points, in units of the noise."
-    sigma, = as_sigmas(sigma).tolist()
-    with at_rest(a, b): return difference(a, b, points, points.new_full((len(points),), sigma), cond)
+    at = points, points.new_full((len(points),), as_sigmas(sigma).item()), cond
+    with at_rest(a, b): return answer(a, *at) - answer(b, *at)
 
 # %% ../nbs/30_mismatch.ipynb #df6eefbd
 def with_colorbar(ax:Any,    # axes with an image
@@ -296,13 +279,10 @@ def mismatch_map(a:Callable,      # a denoiser
                  b:Callable,      # another
                  x0:torch.Tensor, # clean samples `(n, *dims)`
                  sigma:float,     # noise level, data units
-                 eps:torch.Tensor|None=None, # unit noise `(n, *dims)`; None: drawn
-                 cond:Any=None,   # what goes with the rows, or None
-                 generator:torch.Generator|None=None, # where `eps` is drawn from; None: a fixed seed
+                 **options:Any,   # of `score_mismatch`: `weight`, `eps`, `cond`, `generator`
                 )->torch.Tensor:  # `(*dims)`, units of the noise, squared; sums to `score_mismatch`
     "Mean square difference of two scores, coordinate by coordinate."
-    def square(clean, *at): return difference(a, b, *at).square()
-    values, = by_level(square, (a, b), x0, sigma, eps=eps, cond=cond, generator=generator)
+    values, = by_level(lambda _, p, q: (p - q).square(), (a, b), x0, sigma, **options)
     return values
 
 # %% ../nbs/30_mismatch.ipynb #7ecc44b9
@@ -330,18 +310,13 @@ def decompose(student:Callable,  # denoiser of the student: `exact_denoiser(x0)`
               teacher:Callable,  # denoiser at the end of the path
               x0:torch.Tensor,   # the student's samples `(n, *dims)`
               sigmas:float|Sequence[float]|torch.Tensor, # noise levels, data units
-              weight:Callable=sigma_squared, # `sigma -> number`
-              eps:torch.Tensor|None=None,    # unit noise `(n, *dims)`; None: drawn
-              cond:Any=None,     # what goes with the rows, or None
-              generator:torch.Generator|None=None, # where `eps` is drawn from; None: a fixed seed
+              **options:Any,     # of `score_mismatch`: `weight`, `eps`, `cond`, `generator`
              )->Decomposition:   # double precision, on the CPU
     "Split the mismatch between student and teacher at the current target."
-    networks = student, target, teacher
-    def parts(clean, *at):
-        s, t, r = [answer(d, *at).flatten(1) for d in networks]
-        pairs = (s - t, s - t), (t - r, t - r), (s - t, t - r), (s - r, s - r)
-        return torch.stack([(u * v).sum(1) for u, v in pairs], 1)
-    return Decomposition(*by_level(parts, networks, x0, sigmas, weight, eps, cond, generator).unbind(1))
+    def parts(_, s, t, r):
+        cross = ((s - t) * (t - r)).flatten(1).sum(1)
+        return torch.stack([squares(s - t), squares(t - r), cross, squares(s - r)], 1)
+    return Decomposition(*by_level(parts, (student, target, teacher), x0, sigmas, **options).unbind(1))
 
 # %% ../nbs/30_mismatch.ipynb #26a7fc6d
 class MismatchRecord(NamedTuple):

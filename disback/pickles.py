@@ -102,15 +102,17 @@ def _keys(values): # -> `values`, if all may be keys
             raise _damaged(f'a key is a {type(v).__name__}')
     return values
 
+def _entries(values): # key, value, key, value, ... -> dictionary
+    if len(values) % 2: raise _damaged('a key without a value')
+    return dict(zip(_keys(values[::2]), values[1::2]))
+
 def _add(machine, opcode, values):
     "Put values into the list, set or dictionary on top of the stack, or note them on a call."
-    target = machine.stack[-1]
-    if opcode.startswith('SETITEM'):
-        if isinstance(target, Call):
-            if target.items is None: target.items = {}
-            target = target.items
-        if type(target) is not dict or len(values) % 2: raise _damaged('entries without a dictionary')
-        target.update(zip(_keys(values[::2]), values[1::2]))
+    target, entries = machine.stack[-1], opcode.startswith('SETITEM')
+    if entries and isinstance(target, Call):
+        target.items = target.items or {}
+        target.items.update(_entries(values))
+    elif entries and type(target) is dict: target.update(_entries(values))
     elif opcode.startswith('APPEND') and type(target) is list: target.extend(values)
     elif opcode == 'ADDITEMS' and type(target) is set: target.update(_keys(values))
     elif opcode == 'BUILD' and isinstance(target, Call): target.state, = values
@@ -120,7 +122,6 @@ def _add(machine, opcode, values):
 def _same(names, action): return dict.fromkeys(names.split(), action) # for opcodes that do the same
 
 def _object(function, *args): return _call(function, args)
-def _instance(machine, name): return _call(machine.name(*name.split(' ', 1)), tuple(machine.since_mark()))
 def _persistent(machine, args): return _call(machine.name('pickle', 'persistent_load'), tuple(args))
 
 _MAKE = {
@@ -136,24 +137,20 @@ _MAKE = {
     'DUP': lambda m, a: m.stack[-1],
     **{f'EMPTY_{t.__name__.upper()}': lambda m, a, t=t: t() for t in (list, dict, set, tuple)},
     'LIST': lambda m, a: m.since_mark(),
+    'DICT': lambda m, a: _entries(m.since_mark()),
     'TUPLE': lambda m, a: tuple(m.since_mark()),
     **{f'TUPLE{n}': lambda m, a, n=n: tuple(m.take(n)) for n in (1, 2, 3)},
     'FROZENSET': lambda m, a: frozenset(_keys(m.since_mark())),
     'GLOBAL': lambda m, a: m.name(*a.split(' ', 1)),
     'STACK_GLOBAL': lambda m, a: m.name(*m.take(2)),
     'NEWOBJ_EX': lambda m, a: _call(*m.take(3)),
-    'INST': _instance,
+    'INST': lambda m, a: _call(m.name(*a.split(' ', 1)), tuple(m.since_mark())),
     'OBJ': lambda m, a: _object(*m.since_mark()),
     'PERSID': lambda m, a: _persistent(m, [a]),
     'BINPERSID': lambda m, a: _persistent(m, m.take(1)),
     'NEXT_BUFFER': lambda m, a: m.name('pickle', 'buffers')}
 
 # %% ../nbs/13_pickles.ipynb #223017f2
-def _dictionary(machine):
-    values = machine.since_mark()
-    machine.stack.append({})
-    _add(machine, 'SETITEMS', values)
-
 _TAKEN = dict(APPEND=1, BUILD=1, SETITEM=2)    # values from the top of the stack
 _DO = {
     **_same('PROTO FRAME', lambda m, a: None),
@@ -161,7 +158,6 @@ _DO = {
     **{k: lambda m, a, k=k, n=n: _add(m, k, m.take(n)) for k, n in _TAKEN.items()},
     **{k: lambda m, a, k=k: _add(m, k, m.since_mark()) for k in ('APPENDS', 'SETITEMS', 'ADDITEMS')},
     'MARK': lambda m, a: m.mark(),
-    'DICT': lambda m, a: _dictionary(m),
     'POP': lambda m, a: m.stack.pop() if m.stack else m.since_mark(),
     'POP_MARK': lambda m, a: m.since_mark(),
     'MEMOIZE': lambda m, a: m.memo.update({len(m.memo): m.stack[-1]})}
@@ -198,32 +194,23 @@ def _tree(file, known): # -> what the next pickle of an open file describes
 # %% ../nbs/13_pickles.ipynb #0e7f2fd0
 _CONTAINERS = (list, tuple, dict, set, frozenset, Call)
 
-def _children(node): # -> what a value holds
-    if isinstance(node, dict): return [*node.values()]
-    if isinstance(node, Call):
-        return [c for c in (node.args, node.kwargs, node.state, node.items) if c is not None]
-    return node if isinstance(node, _CONTAINERS) else ()
+def _children(node): # -> what a container holds
+    if isinstance(node, dict): return node.values()
+    return (node.args, node.kwargs, node.state, node.items) if isinstance(node, Call) else node
 
-def _unfolded(node, inner): # with the sizes of the containers it holds -> its own: values, levels
-    size = 1 + len(_children(node)) + sum(size for size, _ in inner)
-    depth = 1 + max((depth for _, depth in inner), default=0)
-    if size > _MOST: raise _damaged(f'unfolded it would hold more than {_MOST:,} values')
-    if depth > _DEEPEST: raise _damaged(f'it is nested more than {_DEEPEST} levels deep')
-    return size, depth
-
-def _check_unfolded(root):
+def _unfolded(node, known, left=_DEEPEST): # `{id: result}` so far; levels allowed -> values, levels
     "Refuse what is deep, circular, or large only by repetition."
-    seen, todo, done = {}, [root], {}    # on the way from the root; to be visited; `{id: (values, levels)}`
-    while todo:
-        node = todo[-1]
-        inner = [c for c in _children(node) if isinstance(c, _CONTAINERS)]
-        if id(node) in seen or id(node) in done:
-            todo.pop()
-            if id(node) not in done: done[id(node)] = _unfolded(node, [done[id(c)] for c in inner])
-            continue
-        seen[id(node)] = node
-        if any(id(c) in seen and id(c) not in done for c in inner): raise _damaged('it contains itself')
-        todo += [c for c in inner if id(c) not in done]
+    if not isinstance(node, _CONTAINERS): return 1, 0
+    new = id(node) not in known
+    size, depth = known.setdefault(id(node), (0, 1))    # no size yet while its children are counted
+    if depth > left: raise _damaged(f'it is nested more than {_DEEPEST} levels deep')
+    if not (new or size): raise _damaged('it contains itself')
+    if new:
+        inner = [_unfolded(c, known, left - 1) for c in _children(node)]
+        size, depth = 1 + sum(s for s, _ in inner), 1 + max((d for _, d in inner), default=0)
+        if size > _MOST: raise _damaged(f'unfolded it would hold more than {_MOST:,} values')
+        known[id(node)] = size, depth
+    return size, depth
 
 # %% ../nbs/13_pickles.ipynb #7468a211
 _OTHERS = {
@@ -257,7 +244,7 @@ def _read(data, name): # bytes, and how messages call them -> plain data
     try:
         tree = _tree(file, _in_checkpoints)
         if file.tell() < len(data): raise _damaged(f'{len(data) - file.tell():,} bytes follow after its end')
-        _check_unfolded(tree)
+        _unfolded(tree, {})
     except _Refused as e: raise ValueError(f"{name} {e}") from None
     return tree
 
@@ -286,8 +273,9 @@ def _storage(raw): # bytes as torch writes them -> one-dimensional tensor
         raise _broken(f"a storage is damaged ({ascii(str(e)[:160])[1:-1]})") from None
 
 # %% ../nbs/13_pickles.ipynb #008007de
-def _arguments(node, *names): # arguments of a call of `module:name`, None if it is something else
-    if isinstance(node, Call) and f'{node.function.module}:{node.function.name}' in names: return node.args
+def _arguments(node, pattern): # arguments of a call of such a `module:name`, None if it is something else
+    asked = f'{node.function.module}:{node.function.name}' if isinstance(node, Call) else ''
+    if re.fullmatch(pattern, asked): return node.args
 
 def _counts(values): # whether they are a tuple of whole numbers from 0
     return (type(values) is tuple and len(values) <= 16
@@ -298,9 +286,9 @@ def _shape(values): # whether they may be sizes, empty ones multiplied out as we
 
 # %% ../nbs/13_pickles.ipynb #03de6812
 def _tensor_parts(node): # a tensor or parameter -> bytes of its storage, offset, size, stride
-    if parameter := _arguments(node, 'torch._utils:_rebuild_parameter'): node = parameter[0]
-    parts = _arguments(node, 'torch._utils:_rebuild_tensor_v2', 'torch._utils:_rebuild_tensor') or ()
-    raw = _arguments(parts[0], 'torch.storage:_load_from_bytes') if len(parts) >= 4 else None
+    if parameter := _arguments(node, r'torch\._utils:_rebuild_parameter'): node = parameter[0]
+    parts = _arguments(node, r'torch\._utils:_rebuild_tensor(_v2)?') or ()
+    raw = _arguments(parts[0], r'torch\.storage:_load_from_bytes') if len(parts) >= 4 else None
     if not raw or len(raw) != 1:
         raise ValueError(f"expected a tensor as a pickle holds it, got {_kind(node)}: "
                          "give a node that asks for torch._utils._rebuild_tensor_v2")
@@ -336,15 +324,14 @@ def _dtype(node): # -> numpy's number type
     raise _broken("an array's number type is damaged")
 
 # %% ../nbs/13_pickles.ipynb #e8ad43e6
-_ARRAY = 'numpy.core.multiarray:_reconstruct', 'numpy._core.multiarray:_reconstruct'
-_NUMBER = 'numpy.core.multiarray:scalar', 'numpy._core.multiarray:scalar'
+_ARRAY = r'numpy\._?core\.multiarray:_reconstruct'
 
 def as_array(node:Any     # an array or number of numpy as `read_pickle` gives it
             )->np.ndarray: # a number gives one of shape ()
     "Make a numpy array of the call that would have rebuilt it."
-    number, shape, fortran = _arguments(node, *_NUMBER) or (), (), False
+    number, shape, fortran = _arguments(node, r'numpy\._?core\.multiarray:scalar') or (), (), False
     if len(number) == 2: dtype, raw = number
-    elif _arguments(node, *_ARRAY) and type(node.state) is tuple and len(node.state) == 5:
+    elif _arguments(node, _ARRAY) and type(node.state) is tuple and len(node.state) == 5:
         _, shape, dtype, fortran, raw = node.state
     else: raise ValueError(f"expected an array as a pickle holds it, got {_kind(node)}: give one of numpy's")
     dtype = _dtype(dtype)
@@ -361,13 +348,13 @@ class PickledModule(NamedTuple):
     tensors:dict   # `{name: tensor}`
 
 def _mapping(node, what): # a dictionary, or a call that stands for one -> dictionary with text for keys
-    if _arguments(node, 'collections:OrderedDict', 'dnnlib.util:EasyDict') == (): node = node.items or {}
+    if _arguments(node, r'collections:OrderedDict|dnnlib\.util:EasyDict') == (): node = node.items or {}
     if type(node) is not dict or any(type(k) is not str for k in node):
         raise ValueError(f"{what} is {_kind(node)}: expected a dictionary with names as keys")
     return node
 
 def _names(node): # a set of names, which old protocols make by a call -> set
-    args = _arguments(node, 'builtins:set', '__builtin__:set')
+    args = _arguments(node, '(builtins|__builtin__):set')
     found = args[0] if args else node
     if type(found) not in (set, list) or any(type(k) is not str for k in found):
         raise _broken("a list of names is damaged")
@@ -375,7 +362,7 @@ def _names(node): # a set of names, which old protocols make by a call -> set
 
 # %% ../nbs/13_pickles.ipynb #7f3b2652
 def _network(node, what): # -> name of the class, attributes
-    args = _arguments(node, 'torch_utils.persistence:_reconstruct_persistent_obj')
+    args = _arguments(node, r'torch_utils\.persistence:_reconstruct_persistent_obj')
     if args and len(args) == 1:
         meta = _mapping(args[0], what)
         if meta.get('type') != 'class' or meta.get('version') != 6:
@@ -395,10 +382,10 @@ def _is_identifier(name): return type(name) is str and re.fullmatch(r'[A-Za-z_]\
 def _tensor_nodes(node, what, prefix=''):
     "Pairs of dotted name and node, in the order of torch's `state_dict`."
     _, state = _network(node, what)
-    groups = [_mapping(state.get(k), f'{k} of {what}') for k in ('_parameters', '_buffers', '_modules')]
-    parameters, buffers, modules = groups
+    groups = '_parameters', '_buffers', '_modules'
+    parameters, buffers, modules = [_mapping(state.get(k), f'{k} of {what}') for k in groups]
     passing = _names(state.get('_non_persistent_buffers_set', set()))    # not part of the weights
-    for k in (k for group in groups for k in group):
+    for k in (*parameters, *buffers, *modules):
         if not re.fullmatch(r'[!-\-/-~]{1,100}', k) or len(prefix) > 300:
             raise _broken(f"{what} has a part of the name {k[:60]!a}, which torch would not allow")
     for k, v in [*parameters.items(), *((k, v) for k, v in buffers.items() if k not in passing)]:

@@ -16,7 +16,7 @@ from .core import check_choice, check_number, patch
 from .diffusion import precondition
 from .edm import check_list
 from .files import read_weights
-from .networks import Preconditioned, register
+from .networks import Preconditioned, in_words, register
 from .runs import load_weights
 
 # %% ../nbs/15_pipelines.ipynb #2a267cf0
@@ -101,12 +101,10 @@ def unet2d(config:dict # arguments of `UNet2DModel`
           )->Any:      # one with fresh weights
     "A U-Net of diffusers, which need not be installed until here."
     try: from diffusers import UNet2DModel
-    except ImportError: UNet2DModel = None
-    if not UNet2DModel:
-        raise ValueError("this network needs the package diffusers: pip install 'disback[diffusers]'")
-    try: return UNet2DModel(**config)
-    except (TypeError, AttributeError, KeyError, IndexError, RuntimeError, ZeroDivisionError) as e: why = e
-    raise ValueError(f"this configuration does not describe a UNet2DModel: {str(why).splitlines()[0]}")
+    except ImportError:
+        raise ValueError("this network needs the package diffusers: "
+                         "pip install 'disback[diffusers]'") from None
+    with in_words("this configuration does not describe a UNet2DModel"): return UNet2DModel(**config)
 
 # %% ../nbs/15_pipelines.ipynb #b5cab7c6
 def image_shape(config:dict # complete arguments of `UNet2DModel`
@@ -169,8 +167,7 @@ class DiffusersUNet(Preconditioned):
         elif extra := config.keys() - {'sample_size'}:
             raise ValueError(f"unknown argument {min(extra)!r}: the U-Net that is given decides its own")
         if time_scale is None: time_scale = 1000 if kind == 'consistency' else 1
-        facts = dict(sigma_min=sigma_min, time_scale=float(time_scale))
-        log_sigmas = None
+        facts, log_sigmas = dict(sigma_min=sigma_min, time_scale=float(time_scale)), None
         if kind == 'vp':
             schedule = dict(beta_schedule=beta_schedule, beta_start=beta_start, beta_end=beta_end,
                             n_timesteps=n_timesteps)
@@ -310,7 +307,5 @@ def load_pipeline(folder:str|Path,    # of a pipeline, or of its U-Net alone
     if unet is None:
         raise ValueError(f"{folder} holds no U-Net (no unet/config.json and no config.json): "
                          "give the folder of a pipeline, already on this machine")
-    try: return from_unet(read_unet(unet), scheduler and read_config(scheduler), kind, **facts)
-    except (TypeError, AttributeError, RuntimeError, IndexError, ZeroDivisionError) as e:
-        why = [*str(e).splitlines(), type(e).__name__][0]
-    raise ValueError(f"{folder} does not describe a U-Net with its scheduler ({why}): get it anew")
+    with in_words(f"{folder} does not describe a U-Net with its scheduler, get it anew"):
+        return from_unet(read_unet(unet), scheduler and read_config(scheduler), kind, **facts)
