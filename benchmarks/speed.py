@@ -2,15 +2,15 @@
 
     python benchmarks/speed.py [--quick] [--json] [--device cpu|cuda] [--threads N] [--only passes,step,...]
 
-passes     flops of a step in units of F, one forward pass of the same batch without gradient; calls of each network
+passes     flops of a step in units of F, a forward pass of the batch without gradient; calls of each network
 step       the library's step against the same step in a bare loop: no checks, no records, no state to save
 peers      the schedules of Diff-Instruct, SiD and DMD2 against the library's, all else equal
 memory     bytes a parameter, the peak along a path of 4 and of 32 nodes, growth over a long run
 processes  a step in one process and in two, for the same batch
 
-Times are medians over pairs of steps taken in turn in one process, ratios are medians of the paired ratios with their
-quartiles; on CUDA every timed step is synchronised. The networks have random weights: nothing here depends on what a
-network has learnt, and nothing says how good its samples are."""
+Times are medians over pairs of steps taken in turn in one process, ratios are medians of the paired ratios
+with their quartiles; on CUDA every timed step is synchronised. The networks have random weights: nothing
+depends on what a network has learnt, and nothing says how good its samples are."""
 import argparse, datetime, gc, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median, quantiles
@@ -23,7 +23,8 @@ try:
     from disback.diffusion import edm_noise
     from disback.networks import OneStep, ResMLP, UNet, clone
     from disback.paths import DegradationPath, Node
-except ImportError as e: sys.exit(f"speed.py: {e}: install the library first, with `pip install -e .` in the project's folder")
+except ImportError as e:
+    sys.exit(f"speed.py: {e}: install the library first, with `pip install -e .` in the project's folder")
 
 SIGMA_DATA = 0.5
 LR, FAKE_LR, DEGRADATION_LR = 1e-3, 4e-3, 1e-3    # the library's defaults, for every loop
@@ -39,17 +40,20 @@ def network(kind, device, **args):
         for p in net.parameters(): p.add_(0.02 * torch.randn_like(p))
     return net.to(device)
 
-def adam(parameters, lr, betas=(0., 0.99)): return torch.optim.Adam([*parameters], lr=lr, betas=betas, fused=True)
+def adam(parameters, lr, betas=(0., 0.99)):
+    return torch.optim.Adam([*parameters], lr=lr, betas=betas, fused=True)
 
 def per_sample(v, x): return v.view(-1, *[1] * (x.ndim - 1))    # `(B,)` -> `(B, 1, ...)`
 
 class Loop:
-    "A training loop in torch alone: networks, optimisers, noise, average. Subclasses add the schedule, `step`."
+    "A training loop in torch alone: networks, optimisers, noise, average. A subclass adds `step`."
     def __init__(self, teacher, batch):
-        self.student, self.fake, self.target = OneStep(teacher), clone(teacher), clone(teacher, trainable=False)
+        self.student, self.fake = OneStep(teacher), clone(teacher)
+        self.target = clone(teacher, trainable=False)
         self.average = clone(self.student, trainable=False)
         self.weights = {m: [*m.parameters()] for m in (self.student, self.fake, self.average)}
-        self.optimizer, self.fake_optimizer = adam(self.student.parameters(), LR), adam(self.fake.parameters(), FAKE_LR)
+        self.optimizer = adam(self.student.parameters(), LR)
+        self.fake_optimizer = adam(self.fake.parameters(), FAKE_LR)
         self.device = next(teacher.parameters()).device
         self.batch, self.steps, self.generator = batch, 0, torch.Generator(self.device).manual_seed(0)
 
@@ -63,7 +67,9 @@ class Loop:
     def update_fake(self, denoised, x0, sigma): # 2F
         s = per_sample(sigma, x0)
         loss = ((s**2 + SIGMA_DATA**2) / (s * SIGMA_DATA)**2 * (denoised - x0)**2).mean()
-        self.fake_optimizer.zero_grad(); loss.backward(inputs=self.weights[self.fake]); self.fake_optimizer.step()
+        self.fake_optimizer.zero_grad()
+        loss.backward(inputs=self.weights[self.fake])
+        self.fake_optimizer.step()
 
     def train_fake(self, x0): # 3F
         x, sigma = self.noised(x0)
@@ -74,10 +80,12 @@ class Loop:
         self.train_fake(x0)
 
     def differentiate(self, loss): # 2F, and whatever lies between the loss and the samples
-        self.optimizer.zero_grad(); loss.backward(inputs=self.weights[self.student])
+        self.optimizer.zero_grad()
+        loss.backward(inputs=self.weights[self.student])
 
     def update_student(self):
-        self.optimizer.step(); self.steps += 1
+        self.optimizer.step()
+        self.steps += 1
         weight = 1 - (1 - 1 / self.steps)**7.94    # an average of relative width 0.1
         torch._foreach_lerp_(self.weights[self.average], self.weights[self.student], weight)
 
@@ -106,7 +114,8 @@ class BareDegradation(Loop):
         self.fake_optimizer = adam(self.fake.parameters(), DEGRADATION_LR, betas=(0.9, 0.999))
 
     def step(self):
-        self.train_fake(self.pool[torch.randint(len(self.pool), (self.batch,), generator=self.generator, device=self.device)])
+        n, place = len(self.pool), dict(generator=self.generator, device=self.device)
+        self.train_fake(self.pool[torch.randint(n, (self.batch,), **place)])
 
 class DiffInstruct(Loop):
     "Fake: fresh samples 1, training 3. Student: fresh samples 1, fake 1, target 1, backward 2. In all 9F."
@@ -118,7 +127,7 @@ class DiffInstruct(Loop):
         self.update_student()
 
 class SiD(Loop):
-    "Fake: fresh samples 1, training 3. Student: forward 1, backward 2, through fake 1 + 1 and target 1 + 1. In all 11F."
+    "Fake: fresh samples 1, training 3. Student: 1 + 2, through fake and target 2 each. In all 11F."
     def step(self):
         self.sample_and_train_fake()
         x0 = self.sample()
@@ -130,8 +139,9 @@ class SiD(Loop):
         self.update_student()
 
 class DMD2(Loop):
-    """Five fake steps to one of the student. Student: samples 1, fake 1, target 1, backward 2; then the fake is trained on
-    the same samples with noise of its own, 3: 8F. Four more fake steps on fresh samples, 1 + 3 each: 16F. In all 24F."""
+    """Five fake steps to one of the student. Student: samples 1, fake 1, target 1, backward 2; then the fake
+    is trained on the same samples with noise of its own, 3: 8F. Four more fake steps on fresh samples, 1 + 3
+    each: 16F. In all 24F."""
     def step(self):
         x0 = self.sample()
         clean = x0.detach()
@@ -144,7 +154,8 @@ class DMD2(Loop):
 
 def backtracking(teacher, batch, **args):
     "The library's stage 2 on a path that holds the teacher alone, with constant learning rates."
-    return Backtracking(OneStep(teacher), DegradationPath.of(teacher), n_steps=10**6, batch=batch, decay=0, **args)
+    path = DegradationPath.of(teacher)
+    return Backtracking(OneStep(teacher), path, n_steps=10**6, batch=batch, decay=0, **args)
 
 def degradation(teacher, batch, **args):
     "The library's stage 1 between two nodes."
@@ -187,18 +198,23 @@ def measure_passes(device, quick, threads):
     rows = {}
     for name, (expected, loop) in loops.items():
         step = loop.step if isinstance(loop, Loop) else loop.__next__
-        networks = {k: getattr(loop, k) for k in ('student', 'fake', 'target', 'degraded') if getattr(loop, k, None) is not None}
+        names = 'student', 'fake', 'target', 'degraded'
+        networks = {k: getattr(loop, k) for k in names if getattr(loop, k, None) is not None}
         step()    # what is made at the first step is not counted
-        rows[name] = dict(expected=expected, counted=round(count_flops(step) / forward, 2)) | count_calls(networks, step)
+        counted = round(count_flops(step) / forward, 2)
+        rows[name] = dict(expected=expected, counted=counted) | count_calls(networks, step)
     return rows
 
 # ---- time
 
 def timed(step, device): # -> milliseconds
-    def wait(): device == 'cuda' and torch.cuda.synchronize()
-    wait(); start = time.perf_counter()
+    def wait():
+        if device == 'cuda': torch.cuda.synchronize()
+    wait()
+    start = time.perf_counter()
     step()
-    wait(); return 1e3 * (time.perf_counter() - start)
+    wait()
+    return 1e3 * (time.perf_counter() - start)
 
 def in_turn(ours, theirs, pairs, device, warm_up): # two steps -> the milliseconds of each, `pairs` of both
     "Time two steps alternately, each first in every other pair: whatever slows the machine slows both."
@@ -214,42 +230,50 @@ def ratio(numerators, denominators): # paired times -> median of the ratios, and
     return dict(ratio=round(middle, 3), quartiles=[round(low, 3), round(high, 3)])
 
 def settings(quick): # -> name, kind of network, batch, pairs
-    return [('MLP', 'mlp', 64 if quick else 256, 10 if quick else 120), ('U-Net', 'unet', 8 if quick else 128, 6 if quick else 30)]
+    if quick: return [('MLP', 'mlp', 64, 10), ('U-Net', 'unet', 8, 6)]
+    return [('MLP', 'mlp', 256, 120), ('U-Net', 'unet', 128, 30)]
 
 def measure_step(device, quick, threads):
-    "`ratio`: library over bare. `apart`: largest difference between the two students' weights after the same number of steps."
+    "`ratio`: library over bare. `apart`: largest difference of the two students' weights."
     rows, warm_up, pool = {}, 3 if quick else 10, 256 if quick else 4096
     for name, kind, batch, pairs in settings(quick):
         teacher = network(kind, device)
-        for stage, run, bare in [('backtracking', backtracking(teacher, batch), Bare(teacher, batch)),
-                                 ('degradation', degradation(teacher, batch, pool=pool), BareDegradation(teacher, batch, pool))]:
+        pairs_of_loops = [
+            ('backtracking', backtracking(teacher, batch), Bare(teacher, batch)),
+            ('degradation', degradation(teacher, batch, pool=pool), BareDegradation(teacher, batch, pool))]
+        for stage, run, bare in pairs_of_loops:
             ours, theirs = in_turn(run.__next__, bare.step, pairs, device, warm_up)
-            row = dict(library_ms=round(median(ours), 2), bare_ms=round(median(theirs), 2), **ratio(ours, theirs),
-                       steps_per_second=round(1e3 / median(ours), 1))
+            row = dict(library_ms=round(median(ours), 2), bare_ms=round(median(theirs), 2),
+                       **ratio(ours, theirs), steps_per_second=round(1e3 / median(ours), 1))
             if stage == 'backtracking':
-                row['apart'] = max((p - q).abs().max().item() for p, q in zip(run.student.parameters(), bare.student.parameters()))
+                both = zip(run.student.parameters(), bare.student.parameters())
+                row['apart'] = max((p - q).abs().max().item() for p, q in both)
             rows[f'{name}, {stage}'] = row
     return rows
 
 def measure_peers(device, quick, threads):
-    "`ratio`: time of a student update in the peer's schedule over the library's, that is, how many times faster the library is."
+    "`ratio`: time of a student update in the peer's schedule over the library's."
+    # SiD's own loss needs 9F; fewer fake steps are another training, not a saving alone
     peers = {'Diff-Instruct 9F : 7F':      (DiffInstruct, dict()),
-             'SiD 11F : 7F default loss':  (SiD,          dict()),               # the library's default step; SiD's loss needs 9F
+             'SiD 11F : 7F default loss':  (SiD,          dict()),
              'SiD 11F : 9F':               (SiD,          dict(loss='sid')),
              'DMD2 5:1 24F : 23F ratio 5': (DMD2,         dict(loss='dmd', ratio=5)),
-             'DMD2 5:1 24F : 7F ratio 1':  (DMD2,         dict(loss='dmd'))}    # fewer fake steps: another training, not a saving alone
+             'DMD2 5:1 24F : 7F ratio 1':  (DMD2,         dict(loss='dmd'))}
     rows = {}
     for name, kind, batch, pairs in settings(quick)[:1 if quick else None]:    # quick: the MLP alone
         teacher = network(kind, device)
         for peer, (loop, args) in peers.items():
             run = backtracking(teacher, batch, **args)
-            ours, theirs = in_turn(run.__next__, loop(teacher, batch).step, max(3, pairs // 3), device, warm_up=1 if quick else 2)
-            rows[f'{name}, {peer}'] = dict(peer_ms=round(median(theirs), 2), library_ms=round(median(ours), 2), **ratio(theirs, ours))
+            bare, warm_up = loop(teacher, batch), 1 if quick else 2
+            ours, theirs = in_turn(run.__next__, bare.step, max(3, pairs // 3), device, warm_up)
+            rows[f'{name}, {peer}'] = dict(peer_ms=round(median(theirs), 2),
+                                           library_ms=round(median(ours), 2), **ratio(theirs, ours))
     return rows
 
 # ---- memory, in fresh processes
 
-LARGE_BLOCKS = dict(MALLOC_MMAP_THRESHOLD_='1000000')    # glibc then gives freed tensors back at once: what is resident is in use
+# glibc then gives freed tensors back at once: what is resident is in use
+LARGE_BLOCKS = dict(MALLOC_MMAP_THRESHOLD_='1000000')
 
 def memory(device, peak=False): # -> bytes: resident memory of this process, or what PyTorch holds on the GPU
     gc.collect()
@@ -257,25 +281,29 @@ def memory(device, peak=False): # -> bytes: resident memory of this process, or 
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
     lines = Path('/proc/self/status').read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('VmHWM:' if peak else 'VmRSS:'))
+    key = 'VmHWM:' if peak else 'VmRSS:'
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
-def bytes_of(module): # -> bytes of its parameters, buffers and gradients, and of the state of its optimiser, if it has one
+def bytes_of(module): # -> bytes of its parameters, buffers and gradients, and of its optimiser's state
     parameters = [*module.parameters()]
-    optimizers = [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer) and o.param_groups[0]['params'][0] is parameters[0]]
+    optimizers = [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)
+                  and o.param_groups[0]['params'][0] is parameters[0]]
     tensors = [*parameters, *module.buffers(), *(p.grad for p in parameters if p.grad is not None)]
-    tensors += [t for o in optimizers for state in o.state.values() for t in state.values() if torch.is_tensor(t)]
+    states = [state for o in optimizers for state in o.state.values()]
+    tensors += [t for state in states for t in state.values() if torch.is_tensor(t)]
     return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
 
 def stage_memory(device, stage, width, depth):
-    """Bytes a parameter after three steps, where gradients are gone, and at the peak, with one gradient. `rest`: what the
-    process holds beyond the networks named; nodes lie in its memory, not the GPU's."""
+    """Bytes a parameter after three steps, where gradients are gone, and at the peak, with one gradient.
+    `rest`: what the process holds beyond the networks named; nodes lie in its memory, not the GPU's."""
     before = memory(device)
     teacher = network('mlp', device, width=width, depth=depth)
     run = backtracking(teacher, 8) if stage == 'backtracking' else degradation(teacher, 8, pool=64, n_probe=8)
     advance(run, 3)
     total, peak, node = memory(device) - before, memory(device, peak=True) - before, 4 * (device == 'cpu')
     if stage == 'backtracking':
-        networks = {"caller's teacher": (4, teacher), 'target': (4, run.target), 'fake, Adam': (12, run.fake), 'student, Adam': (12, run.student), 'average': (4, run.ema)}
+        networks = {"caller's teacher": (4, teacher), 'target': (4, run.target),
+                    'fake, Adam': (12, run.fake), 'student, Adam': (12, run.student), 'average': (4, run.ema)}
         rest, expected = "rest: path's network and node", 4 + node
     else:
         networks = {"caller's teacher": (4, teacher), 'degraded, Adam': (12, run.degraded)}
@@ -285,14 +313,18 @@ def stage_memory(device, stage, width, depth):
     rows['all'] = sum(e for e, _ in rows.values()), total
     rows['peak'] = rows['all'][0] + 4, peak
     n = sum(p.numel() for p in teacher.parameters())
-    return {f'{stage}, {n / 1e6:.1f} million parameters': {k: dict(expected=e, bytes_per_parameter=round(b / n, 2)) for k, (e, b) in rows.items()}}
+    rows = {k: dict(expected=e, bytes_per_parameter=round(b / n, 2)) for k, (e, b) in rows.items()}
+    return {f'{stage}, {n / 1e6:.1f} million parameters': rows}
 
 def growth(device, early, late):
     "Memory at an early and at a late step of one run."
     run = backtracking(network('mlp', device, width=32, depth=1), 16)
-    advance(run, early); first = memory(device) / MIB
-    advance(run, late - early); last = memory(device) / MIB
-    return {f'step {early}': dict(mib=round(first, 2)), f'step {late}': dict(mib=round(last, 2)), 'growth': dict(mib=round(last - first, 2))}
+    advance(run, early)
+    first = memory(device) / MIB
+    advance(run, late - early)
+    last = memory(device) / MIB
+    mib = {f'step {early}': first, f'step {late}': last, 'growth': last - first}
+    return {k: dict(mib=round(v, 2)) for k, v in mib.items()}
 
 def run_memory(device, early, late, **size): # -> tables
     "The smaller first, so that each peak is its own; the small runs also load the code."
@@ -304,27 +336,33 @@ def save_long_path(folder, n_nodes, width):
     "Write a path whose nodes are one network, scaled a little each time."
     teacher = network('mlp', 'cpu', width=width)
     def weights(i): return {k: v * (1 - 1e-3 * i) if v.ndim else v for k, v in teacher.state_dict().items()}
-    nodes = [Node(i, step=i, drift=0.1 * i, gap=0.1 * (i > 0), weights=lambda i=i: weights(i)) for i in range(n_nodes)]
+    nodes = [Node(i, step=i, drift=0.1 * i, gap=0.1 * (i > 0), weights=lambda i=i: weights(i))
+             for i in range(n_nodes)]
     DegradationPath(teacher, nodes).save(folder)
 
-def walk_memory(device, folders, n_steps): # shortest first: a peak stays, and is seen again if a longer path needs no more
-    "Walk all of each path from its folder. `above`: the peak beyond what the process held before it opened the first."
+def walk_memory(device, folders, n_steps): # shortest first: a peak stays, so a longer path shows only more
+    "Walk each path from its folder. `above`: the peak beyond what the process held before."
     advance(backtracking(network('mlp', device), 8), 2)
     before, rows = memory(device), {}
     for folder in folders:
         path = DegradationPath.open(folder)
-        run = Backtracking(OneStep(path.denoiser(0)).to(device), path, itinerary=Fixed((1,) * (len(path) - 2)), n_steps=n_steps, batch=8)
+        student, walk = OneStep(path.denoiser(0)).to(device), Fixed((1,) * (len(path) - 2))
+        run = Backtracking(student, path, itinerary=walk, n_steps=n_steps, batch=8)
         targets, peak = {record.node for record in run}, memory(device, peak=True)
         disk = sum(f.stat().st_size for f in Path(folder).iterdir())
-        rows[f'{len(path)} nodes'] = dict(targets=len(targets), peak_mib=round(peak / MIB, 1), above_mib=round((peak - before) / MIB, 1),
+        rows[f'{len(path)} nodes'] = dict(targets=len(targets), peak_mib=round(peak / MIB, 1),
+                                          above_mib=round((peak - before) / MIB, 1),
                                           on_disk_mib=round(disk / MIB, 1))
-        del run, path; gc.collect()
+        del run, student, path
+        gc.collect()
     return rows
 
 def measure_memory(device, quick, threads):
-    if device == 'cpu' and not Path('/proc/self/status').is_file(): return dict(skipped='resident memory is read from /proc, which this system lacks')
+    if device == 'cpu' and not Path('/proc/self/status').is_file():
+        return dict(skipped='resident memory is read from /proc, which this system lacks')
     def work(name, **args): return in_process(name, device, threads, env=LARGE_BLOCKS, **args)
-    sizes = dict(early=100, late=400, width=1024, depth=2) if quick else dict(early=2000, late=20_000, width=2048, depth=4)
+    sizes = dict(early=2000, late=20_000, width=2048, depth=4)
+    if quick: sizes = dict(early=100, late=400, width=1024, depth=2)
     tables = work('run_memory', **sizes)
     with tempfile.TemporaryDirectory() as place:
         folders = {n: f'{place}/{n}' for n in (4, 32)}
@@ -341,41 +379,52 @@ def step_time(device, batch, warm_up, n_steps):
     if device == 'cuda': torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     run, sizes = backtracking(network('unet', device), batch), []
     hook = run.student.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    advance(run, 1); hook.remove()
+    advance(run, 1)
+    hook.remove()
     advance(run, warm_up - 1)
     ms = median(timed(run.__next__, device) for _ in range(n_steps))
-    del run; gc.collect()    # before the process group they belong to: the exit sometimes crashed otherwise
+    del run    # before the process group they belong to: the exit sometimes crashed otherwise
+    gc.collect()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier(); torch.distributed.destroy_process_group()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     return dict(step_ms=round(ms, 2), samples_a_process=sizes[0])
 
 def measure_processes(device, quick, threads):
     "Each process has its own `threads` threads, or its own GPU."
     if device == 'cuda' and torch.cuda.device_count() < 2: return dict(skipped='two processes need two GPUs')
     args = dict(batch=16 if quick else 128, warm_up=3, n_steps=6 if quick else 40)
-    rows = {name: in_process('step_time', device, threads, processes=n, **args) for n, name in [(1, 'one process'), (2, 'two processes')]}
-    return rows | {'times faster': dict(step_ms=round(rows['one process']['step_ms'] / rows['two processes']['step_ms'], 2))}
+    rows = {name: in_process('step_time', device, threads, processes=n, **args)
+            for n, name in [(1, 'one process'), (2, 'two processes')]}
+    one, two = [row['step_ms'] for row in rows.values()]
+    return rows | {'times faster': dict(step_ms=round(one / two, 2))}
 
 WORK = dict(run_memory=run_memory, walk_memory=walk_memory, step_time=step_time)
 
 def in_process(name, device, threads, processes=1, env=None, **args): # -> what the function returned
-    "Call a function of `WORK` in a fresh process, or in several launched together, of which the first answers."
-    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, __file__, '--device', device, '--threads', str(threads), '--work', json.dumps([name, args])]
+    "Call a function of `WORK` in a fresh process, or in several, of which the first answers."
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), __file__, '--device', device,
+               '--threads', str(threads), '--work', json.dumps([name, args])]
     child = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              env=os.environ | dict(OMP_NUM_THREADS=str(threads)) | (env or {}))
     try: out, err = child.communicate(timeout=900)
-    except subprocess.TimeoutExpired: raise RuntimeError(f"the measurement {name} did not end within 15 minutes") from None
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"the measurement {name} did not end within 15 minutes") from None
     finally:
-        if child.poll() is None: child.terminate(); child.wait()    # a launcher ends its processes first
+        if child.poll() is None:    # a launcher ends its processes first
+            child.terminate()
+            child.wait()
     answers = [line for line in out.splitlines() if line.startswith('{')]
     if answers: return json.loads(answers[0])
-    reasons = [line for line in err.splitlines() if 'speed.py: ' in line or 'Error: ' in line] or ['it gave no answer']
-    raise RuntimeError(f"the measurement {name} failed in a process of its own: {reasons[0].split('speed.py: ')[-1].strip()}")
+    reasons = [line for line in err.splitlines() if 'speed.py: ' in line or 'Error: ' in line]
+    reason = [*reasons, 'it gave no answer'][0].split('speed.py: ')[-1].strip()
+    raise RuntimeError(f"the measurement {name} failed in a process of its own: {reason}")
 
 # ---- tables and the command line
 
-PARTS = dict(passes=measure_passes, step=measure_step, peers=measure_peers, memory=measure_memory, processes=measure_processes)
+PARTS = dict(passes=measure_passes, step=measure_step, peers=measure_peers, memory=measure_memory,
+             processes=measure_processes)
 
 def cell(v):
     if isinstance(v, list): return ' to '.join(map(str, v))
@@ -389,10 +438,13 @@ def show(title, rows):
         for name, table in rows.items(): show(f'{title}: {name}', table)
         return
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))
-    lines = [[title, *(c.replace('_', ' ') for c in columns)], *([name, *(cell(row.get(c)) for c in columns)] for name, row in rows.items())]
+    lines = [[title, *(c.replace('_', ' ') for c in columns)]]
+    lines += [[name, *(cell(row.get(c)) for c in columns)] for name, row in rows.items()]
     widths = [max(map(len, column)) for column in zip(*lines)]
     lines.insert(1, ['-' * w for w in widths])
-    for first, *others in lines: print('  '.join([first.ljust(widths[0]), *(v.rjust(w) for v, w in zip(others, widths[1:]))]))
+    for first, *others in lines:
+        padded = [v.rjust(w) for v, w in zip(others, widths[1:])]
+        print('  '.join([first.ljust(widths[0]), *padded]))
     print(flush=True)
 
 class Parser(argparse.ArgumentParser):
@@ -401,32 +453,43 @@ class Parser(argparse.ArgumentParser):
 def parts(text):
     names = text.split(',')
     unknown = [n for n in names if n not in PARTS]
-    if unknown: raise argparse.ArgumentTypeError(f"unknown part {unknown[0]!r}: choose from {', '.join(PARTS)}, separated by commas")
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown part {unknown[0]!r}: choose from {', '.join(PARTS)}, "
+                                         "separated by commas")
     return names
 
 def positive(text):
-    if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 def parse(argv):
     parser = Parser(description=__doc__.split('\n')[0])
-    parser.add_argument('--quick', action='store_true', help="under a minute instead of some: small batches, few steps, rough numbers")
+    parser.add_argument('--quick', action='store_true',
+                        help="under a minute instead of some: small batches, few steps, rough numbers")
     parser.add_argument('--json', action='store_true', help="print one JSON object and nothing else")
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help="where to measure (default: cpu)")
-    parser.add_argument('--threads', type=positive, default=1, metavar='N', help="CPU threads of a process (default: 1)")
-    parser.add_argument('--only', type=parts, default=[*PARTS], metavar='PART,...', help=f"some of {', '.join(PARTS)} (default: all)")
-    parser.add_argument('--work', type=json.loads, help=argparse.SUPPRESS)    # a measurement in a process of its own
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu',
+                        help="where to measure (default: cpu)")
+    parser.add_argument('--threads', type=positive, default=1, metavar='N',
+                        help="CPU threads of a process (default: 1)")
+    parser.add_argument('--only', type=parts, default=[*PARTS], metavar='PART,...',
+                        help=f"some of {', '.join(PARTS)} (default: all)")
+    # a measurement in a process of its own
+    parser.add_argument('--work', type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 def main(argv=None):
     args = parse(argv)
-    if args.device == 'cuda' and not torch.cuda.is_available(): raise RuntimeError("PyTorch finds no CUDA device here: use --device cpu")
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        raise RuntimeError("PyTorch finds no CUDA device here: use --device cpu")
     torch.set_num_threads(args.threads)
     if args.work:
         name, work_args = args.work
         answer = json.dumps(WORK[name](args.device, **work_args))
         return print(answer) if os.environ.get('RANK', '0') == '0' else None
-    results = dict(device=args.device, torch=torch.__version__, threads=args.threads, date=datetime.date.today().isoformat(), quick=args.quick)
+    date = datetime.date.today().isoformat()
+    results = dict(device=args.device, torch=torch.__version__, threads=args.threads, date=date,
+                   quick=args.quick)
     if not args.json: print(', '.join(f'{k} {v}' for k, v in results.items()) + '\n', flush=True)
     for part in [p for p in PARTS if p in args.only]:
         results[part] = PARTS[part](args.device, args.quick, args.threads)

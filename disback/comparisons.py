@@ -21,7 +21,7 @@ import torch
 from torch import nn
 import disback
 from .backtracking import ARMS, Adaptive, Backtracking, Proportional, backtracking_passes, chasing_adam
-from .core import Table, check_choice, check_counts, check_number
+from .core import Table, check_choice, check_counts, check_number, defaults
 from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift, Every
 from .files import load_state, save_state, whole, write_json
@@ -151,17 +151,18 @@ def parse_arm(text:str # such as 'disback:nodes=3:lr=0.001'
 @dataclass(frozen=True)
 class Protocol:
     "What all arms of a comparison share."
-    budget: int = 2400        # forward passes of a batch for each arm, stage 1 included
+    budget: int = defaults('compare').budget # forward passes of a batch for each arm, stage 1 included
     batch: int = 128          # samples a step, in both stages
     looks: int = 50           # times that a student is judged in a run
     n: int = 1000             # samples by which it is judged
-    threshold: float = .1     # to be reached: energy distance of points, Fréchet distance of images
+    threshold: float = defaults('compare').threshold # energy or Fréchet distance to be reached
     teacher_steps: int = 3000 # steps of the teacher's training, seed 0, batch 256 (images: 128)
     width: int = 64           # features of the networks for points
     depth: int = 2            # their blocks
     pool: int = 1024          # student samples drawn for stage 1
 
-POINTS, IMAGES = Protocol(), Protocol(budget=2000, looks=20, threshold=10., teacher_steps=1500)
+POINTS = Protocol()
+IMAGES = Protocol(**vars(defaults('compare', 'images')), looks=20, teacher_steps=1500)
 PROTOCOLS = dict(points=POINTS, images=IMAGES)
 
 def kind_of(tasks:Iterable[str] # such as 'ring-far'
@@ -174,7 +175,7 @@ def kind_of(tasks:Iterable[str] # such as 'ring-far'
 
 # %% ../nbs/31_comparisons.ipynb #b4223fe5
 MODULES = ('backtracking', 'comparisons', 'core', 'data', 'degradation', 'diffusion', 'engine', 'files',
-           'losses', 'metrics', 'mixtures', 'networks', 'paths', 'pretraining', 'runs', 'samplers')
+           'images', 'losses', 'metrics', 'mixtures', 'networks', 'paths', 'pretraining', 'runs', 'samplers')
 
 def file_for(folder:str|Path|None, # where it is kept; None: nowhere
              name:str,             # what it is, in short

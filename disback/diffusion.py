@@ -4,76 +4,103 @@
 
 # %% auto #0
 __all__ = ['expand', 'score_from_denoised', 'denoised_from_score', 'eps_from_denoised', 'denoised_from_eps', 'v_from_denoised',
-           'denoised_from_v', 'LogNormal', 'edm_noise', 'karras_sigmas', 'KarrasNoise', 'precondition', 'edm_weight',
-           'denoising_loss']
+           'denoised_from_v', 'device_for', 'LogNormal', 'edm_noise', 'karras_sigmas', 'KarrasNoise', 'precondition',
+           'edm_weight', 'denoising_loss']
 
 # %% ../nbs/01_diffusion.ipynb #7f5277ba
 import math
 from dataclasses import dataclass
 import torch
+from .core import check_number
 
 # %% ../nbs/01_diffusion.ipynb #4b609d17
-def expand(sigma, # noise level, `()` or `(B,)`
-           x,     # tensor `(B, *dims)` it is to be multiplied with
-          ):      # `sigma` as `(B, 1, ...)`, or unchanged if it has no dimensions
+def expand(sigma:torch.Tensor|float, # noise level, `()` or `(B,)`
+           x:torch.Tensor,           # `(B, *dims)`, what it is to be multiplied with
+          )->torch.Tensor:           # `sigma` as `(B, 1, ...)`, or unchanged if it has no dimensions
     "Give `sigma` the trailing dimensions of `x`."
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     return sigma if sigma.ndim == 0 else sigma.reshape(-1, *[1] * (x.ndim - 1))
 
 # %% ../nbs/01_diffusion.ipynb #a7604aa1
-def score_from_denoised(x, sigma, denoised):
+def score_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
+                        sigma:torch.Tensor,    # their noise level, `(B,)` or `()`, data units
+                        denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
+                       )->torch.Tensor:        # `(B, *dims)`
     "Score of the noised density from the denoiser (Tweedie; EDM eq. 3)."
     return (denoised - x) / expand(sigma, x)**2
 
-def denoised_from_score(x, sigma, score):
+def denoised_from_score(x:torch.Tensor,     # noised samples `(B, *dims)`
+                        sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
+                        score:torch.Tensor, # of the noised density, `(B, *dims)`
+                       )->torch.Tensor:     # `(B, *dims)`
     "Denoiser from the score of the noised density (inverse of `score_from_denoised`)."
     return x + expand(sigma, x)**2 * score
 
-def eps_from_denoised(x, sigma, denoised):
+# %% ../nbs/01_diffusion.ipynb #b0c55327
+def eps_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
+                      sigma:torch.Tensor,    # their noise level, `(B,)` or `()`, data units
+                      denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
+                     )->torch.Tensor:        # `(B, *dims)`
     "The unit noise that a denoiser believes was added."
     return (x - denoised) / expand(sigma, x)
 
-def denoised_from_eps(x, sigma, eps):
+def denoised_from_eps(x:torch.Tensor,     # noised samples `(B, *dims)`
+                      sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
+                      eps:torch.Tensor,   # the unit noise, `(B, *dims)`
+                     )->torch.Tensor:     # `(B, *dims)`
     "Denoiser from a prediction of the unit noise."
     return x - expand(sigma, x) * eps
 
 # %% ../nbs/01_diffusion.ipynb #de8fc863
-def v_from_denoised(x, sigma, denoised):
+def v_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
+                    sigma:torch.Tensor,    # their noise level, `(B,)` or `()`, data units
+                    denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
+                   )->torch.Tensor:        # `(B, *dims)`
     "The `v` of Salimans and Ho (2022, app. D), for a variance-exploding `x`."
     s = expand(sigma, x)
     return (x - (1 + s**2) * denoised) / (s * (1 + s**2).sqrt())
 
-def denoised_from_v(x, sigma, v):
+def denoised_from_v(x:torch.Tensor,     # noised samples `(B, *dims)`
+                    sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
+                    v:torch.Tensor,     # its prediction, `(B, *dims)`
+                   )->torch.Tensor:     # `(B, *dims)`
     "Denoiser from a prediction of `v` (inverse of `v_from_denoised`)."
     s = expand(sigma, x)
     return x / (1 + s**2) - s / (1 + s**2).sqrt() * v
 
 # %% ../nbs/01_diffusion.ipynb #41dc75c8
+def device_for(generator:torch.Generator|None # None: torch's own
+              )->torch.device|str:
+    "Where a generator draws."
+    return getattr(generator, 'device', 'cpu')
+
 @dataclass(frozen=True)
 class LogNormal:
-    "Noise levels with a normal logarithm (EDM table 1: `mean=-1.2, std=1.2` for data of standard deviation 0.5)."
+    "Noise levels with a normal logarithm (EDM table 1, for data of standard deviation 0.5)."
     mean: float = -1.2  # mean of ln(sigma)
     std: float = 1.2    # standard deviation of ln(sigma)
 
-    def __call__(self, n, generator=None):
-        return (self.mean + self.std * torch.randn(n, generator=generator, device=getattr(generator, 'device', 'cpu'))).exp()
+    def __call__(self, n:int, generator:torch.Generator|None=None)->torch.Tensor: # `(n,)`
+        z = torch.randn(n, generator=generator, device=device_for(generator))
+        return (self.mean + self.std * z).exp()
 
 # %% ../nbs/01_diffusion.ipynb #8c8efc74
-def edm_noise(sigma_data=0.5, # standard deviation of the data, in data units
-             ):               # noise distribution for training
+def edm_noise(sigma_data:float=0.5, # standard deviation of the data, in data units
+             )->LogNormal:          # noise distribution for training
     "EDM's noise levels, moved to data of standard deviation `sigma_data`."
     return LogNormal(-1.2 + math.log(float(sigma_data) / 0.5), 1.2)
 
 # %% ../nbs/01_diffusion.ipynb #eff82ebf
-def karras_sigmas(n,               # number of noise levels
-                  sigma_min=0.002, # smallest, in data units
-                  sigma_max=80.,   # largest, in data units
-                  rho=7.,          # spacing: 1 is even; larger puts more levels at small noise
-                 ):                # `(n,)`, descending, without a final zero
+def karras_sigmas(n:int,                 # number of noise levels
+                  sigma_min:float=0.002, # smallest, in data units
+                  sigma_max:float=80.,   # largest, in data units
+                  rho:float=7.,          # spacing: 1 is even; larger puts more levels at small noise
+                 )->torch.Tensor:        # `(n,)`, descending, without a final zero
     "The ladder of noise levels of EDM eq. 5."
-    if n < 1 or not 0 < sigma_min <= sigma_max:
-        raise ValueError(f"karras_sigmas needs n >= 1 and 0 < sigma_min <= sigma_max, got n={n}, {sigma_min=}, {sigma_max=}")
-    return torch.linspace(sigma_max**(1/rho), sigma_min**(1/rho), n, dtype=torch.float64).pow(rho).float()
+    check_number('n', n, whole=True, least=1)
+    check_number('sigma_min', sigma_min, above=0, most=sigma_max)
+    ends = sigma_max**(1/rho), sigma_min**(1/rho)
+    return torch.linspace(*ends, n, dtype=torch.float64).pow(rho).float()
 
 # %% ../nbs/01_diffusion.ipynb #890bdd08
 @dataclass(frozen=True)
@@ -85,31 +112,32 @@ class KarrasNoise:
     lo: float = 0.02          # leave out this share at the small end (DMD2: 2 %)
     hi: float = 0.98          # and 1 - hi at the large end
 
-    def __call__(self, n, generator=None):
-        u = torch.rand(n, generator=generator, device=getattr(generator, 'device', 'cpu')) * (self.hi - self.lo) + self.lo
+    def __call__(self, n:int, generator:torch.Generator|None=None)->torch.Tensor: # `(n,)`
+        u = torch.rand(n, generator=generator, device=device_for(generator))
+        u = u * (self.hi - self.lo) + self.lo
         a, b = self.sigma_min**(1/self.rho), self.sigma_max**(1/self.rho)
         return (a + u * (b - a))**self.rho
 
 # %% ../nbs/01_diffusion.ipynb #130ddf8b
-def precondition(sigma,      # noise level, any shape
-                 sigma_data, # standard deviation of the data, in data units
-                ):           # `c_skip, c_out, c_in, c_noise`, each of the shape of `sigma`
+def precondition(sigma:torch.Tensor,            # noise level, any shape
+                 sigma_data:torch.Tensor|float, # standard deviation of the data, in data units
+                )->tuple[torch.Tensor, ...]:    # `c_skip, c_out, c_in, c_noise`, of the shape of `sigma`
     "The four coefficients of EDM eq. 7 (table 1, right column)."
     var = sigma**2 + sigma_data**2
     c_in = var.rsqrt()
     return sigma_data**2 / var, sigma * sigma_data * c_in, c_in, sigma.log() / 4
 
 # %% ../nbs/01_diffusion.ipynb #66ea6aa9
-def edm_weight(sigma,      # noise level, any shape
-               sigma_data, # standard deviation of the data, in data units
-              ):           # weight of the squared error, of the shape of `sigma`
+def edm_weight(sigma:torch.Tensor,     # noise level, any shape
+               sigma_data:torch.Tensor|float, # standard deviation of the data, in data units
+              )->torch.Tensor:         # weight of the squared error, of the shape of `sigma`
     "Weight of the denoising loss (EDM table 1, `lambda`); equal to `1 / c_out**2`."
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data)**2
 
-def denoising_loss(denoised, # the denoiser's guess, `(B, *dims)`
-                   x0,       # the clean samples, `(B, *dims)`
-                   sigma,    # noise levels, `(B,)` or `()`
-                   sigma_data, # standard deviation of the data, in data units
-                  ):         # scalar: mean over batch and dimensions
+def denoising_loss(denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
+                   x0:torch.Tensor,       # the clean samples, `(B, *dims)`
+                   sigma:torch.Tensor,    # noise levels, `(B,)` or `()`
+                   sigma_data:torch.Tensor|float, # standard deviation of the data, in data units
+                  )->torch.Tensor:        # scalar: mean over batch and dimensions
     "Weighted squared error of a denoiser (EDM eq. 2 and 8)."
     return (edm_weight(expand(sigma, x0), sigma_data) * (denoised - x0)**2).mean()

@@ -30,8 +30,8 @@ def copy_new(files:Iterable[Path], # to be copied
         part = shutil.copyfile(file, folder/f'.{file.name}.part')
         part.rename(folder/file.name)
 
-# %% ../nbs/45_lab.ipynb #75bc87e7
-def server_command(options:Lab
+# %% ../nbs/45_lab.ipynb #d2197f70
+def server_command(options:Lab # where, and on which port
                   )->list[str]: # the program and its arguments
     "How JupyterLab is started."
     settings = dict(ip='127.0.0.1', port=options.port, root_dir=options.out.resolve(),
@@ -40,8 +40,8 @@ def server_command(options:Lab
     root = hasattr(os, 'getuid') and os.getuid() == 0
     return [sys.executable, '-m', 'jupyterlab', *given, *['--allow-root'] * root]
 
-# %% ../nbs/45_lab.ipynb #70b9e2c3
-def lab(options:Lab
+# %% ../nbs/45_lab.ipynb #998bda65
+def lab(options:Lab # where, on which port, and whether a browser is opened
        )->None:
     "Open JupyterLab on a copy of the tutorials, with the widgets to step through them."
     options.check()

@@ -7,40 +7,46 @@ __all__ = ['COLORS', 'node_colors', 'new_axes', 'limits', 'show_points', 'image_
            'running_mean', 'show_curve']
 
 # %% ../nbs/04_plots.ipynb #d0f39fd6
+from typing import Any
+import matplotlib.pyplot as plt
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # %% ../nbs/04_plots.ipynb #a0d2cb50
 COLORS = {'data': '#8c8c8c', 'teacher': '#0072B2', 'student': '#E69F00', 'fake': '#009E73',
           'disback': '#E69F00', 'diff-instruct': '#CC79A7', 'warm-start': '#009E73'}
 
-def node_colors(n, # nodes of a path
-               ):  # list of `n` colours, node 0 first
+def node_colors(n:int # nodes of a path
+               )->list: # `n` colours, node 0 first
     "Colours of the nodes of a path, one sequential map."
-    from matplotlib import colormaps
     return [colormaps['viridis'](0.9 * i / max(1, n - 1)) for i in range(n)]
 
-def new_axes(ax=None, size=(3., 3.)): # -> axes
+def new_axes(ax:Axes|None=None,  # axes; None: those of a new figure
+             size:tuple=(3., 3.), # of that, inches
+            )->Axes:
     "The axes given, or those of a new figure."
-    if ax is not None: return ax
-    import matplotlib.pyplot as plt
-    return plt.subplots(figsize=size, layout='constrained')[1]
+    return plt.subplots(figsize=size, layout='constrained')[1] if ax is None else ax
 
 # %% ../nbs/04_plots.ipynb #2eb043cb
-def limits(*sets, # samples `(n, 2)`
-          ):      # `(low, high)` for both axes
+def limits(*sets:torch.Tensor # samples `(n, 2)`
+          )->tuple[float, float]: # `(low, high)` for both axes
     "Square limits that hold the central 99.6 % of all the points."
     q = torch.cat([s.detach().cpu().flatten() for s in sets])
     low, high = torch.quantile(q[:: max(1, len(q) // 100_000)], torch.tensor([.002, .998])).tolist()
     pad = 0.12 * (high - low) + 1e-3
     return low - pad, high + pad
 
-def show_points(x,              # samples `(n, 2)`
-                ax=None,        # axes; None: a new figure
-                color=COLORS['student'],
-                title=None,
-                limits=None,    # `(low, high)` for both axes
-                most=2000,      # draw at most so many points
-                size=2.):       # of a point
+# %% ../nbs/04_plots.ipynb #25318ded
+def show_points(x:torch.Tensor,       # samples `(n, 2)`
+                ax:Axes|None=None,    # axes; None: a new figure
+                color:Any=COLORS['student'], # of the points
+                title:str|None=None,  # above the panel
+                limits:tuple|None=None, # `(low, high)` for both axes
+                most:int=2000,        # draw at most so many points
+                size:float=2.,        # of a point
+               )->Axes:
     "Scatter points in the plane."
     ax = new_axes(ax)
     ax.scatter(*x[:most].detach().cpu().T.numpy(), s=size, color=color, linewidths=0, alpha=.7)
@@ -51,74 +57,88 @@ def show_points(x,              # samples `(n, 2)`
     return ax
 
 # %% ../nbs/04_plots.ipynb #898ec207
-def image_grid(x,      # images `(n, C, H, W)` in [-1, 1]
-               columns=None, # None: as square as possible
-               pad=1,  # pixels between two images
-              ):       # `(H', W', C)` in [0, 1]
+def image_grid(x:torch.Tensor,  # images `(n, C, H, W)` in [-1, 1]
+               columns:int|None=None, # None: as square as possible
+               pad:int=1,       # pixels between two images
+              )->torch.Tensor:  # `(H', W', C)` in [0, 1]
     "Tile images into one."
     n, C, H, W = x.shape
     columns = columns or max(1, round(n**.5))
-    rows = -(-n // columns)
-    grid = torch.ones(rows * columns, C, H + pad, W + pad)
-    grid[:n, :, :H, :W] = (x.detach().cpu().float().clamp(-1, 1) + 1) / 2
-    return grid.reshape(rows, columns, C, H + pad, W + pad).permute(0, 3, 1, 4, 2).reshape(rows * (H + pad), columns * (W + pad), C)[:-pad or None, :-pad or None]
+    rows, H_tile, W_tile = -(-n // columns), H + pad, W + pad
+    tiles = torch.ones(rows * columns, C, H_tile, W_tile)
+    tiles[:n, :, :H, :W] = (x.detach().cpu().float().clamp(-1, 1) + 1) / 2
+    grid = tiles.reshape(rows, columns, C, H_tile, W_tile).permute(0, 3, 1, 4, 2)
+    return grid.reshape(rows * H_tile, columns * W_tile, C)[:rows * H_tile - pad, :columns * W_tile - pad]
 
-def show_images(x,            # images `(n, C, H, W)` in [-1, 1]
-                ax=None,      # axes; None: a new figure
-                title=None,
-                columns=None, # None: as square as possible
-               ):
+# %% ../nbs/04_plots.ipynb #b84249f9
+def show_images(x:torch.Tensor,       # images `(n, C, H, W)` in [-1, 1]
+                ax:Axes|None=None,    # axes; None: a new figure
+                title:str|None=None,  # above the panel
+                columns:int|None=None,# None: as square as possible
+               )->Axes:
     "Show images as one grid."
     ax, grid = new_axes(ax), image_grid(x, columns)
     ax.imshow(grid.squeeze(-1).numpy(), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-    ax.set(xticks=[], yticks=[], frame_on=False)    # not `set_axis_off`: the layout would forget the title
+    ax.set(xticks=[], yticks=[], frame_on=False)    # `set_axis_off` would make the layout forget the title
     if title: ax.set_title(title, fontsize=9)
     return ax
 
-def show_samples(x, ax=None, title=None, color=COLORS['student'], limits=None, most=64):
-    "Show samples of either kind: points `(n, 2)` or images `(n, C, H, W)`, of these at most `most`."
+def show_samples(x:torch.Tensor,       # points `(n, 2)` or images `(n, C, H, W)`
+                 ax:Axes|None=None,    # axes; None: a new figure
+                 title:str|None=None,  # above the panel
+                 color:Any=COLORS['student'], # of points
+                 limits:tuple|None=None, # for both axes, of points
+                 most:int=64,          # images shown
+                )->Axes:
+    "Show samples of either kind."
     if x.ndim == 4: return show_images(x[:most], ax, title)
     return show_points(x[:, :2], ax, color, title, limits)
 
 # %% ../nbs/04_plots.ipynb #a83aa79a
-def filmstrip(frames,      # list of samples, one a panel
-              titles,      # list of titles
-              data=None,   # reference samples drawn beneath points, in grey
-              colors=None, # one colour a panel, for points
-              width=2.,    # of a panel, inches
-              columns=None,# panels a row; None: all in one
-              most=36,     # images a panel
-             ):            # the figure
+def filmstrip(frames:list,      # samples, one a panel
+              titles:list[str], # one a panel
+              data:torch.Tensor|None=None, # reference samples drawn beneath points, in grey
+              colors:list|None=None, # one a panel, for points; None: the student's
+              width:float=2.,   # of a panel, inches
+              columns:int|None=None, # panels a row; None: all in one
+              most:int=36,      # images a panel
+             )->Figure:
     "Draw a series of sample sets side by side."
-    import matplotlib.pyplot as plt
-    columns = columns or len(frames)
+    columns, colors = columns or len(frames), colors or [COLORS['student']] * len(frames)
     rows, points = -(-len(frames) // columns), frames[0].ndim == 2
-    height = width + .24 * (1 + max(t.count('\n') for t in titles)) + .1 * points     # room for titles and tick labels
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout='constrained', squeeze=False)
-    lim = limits(*frames, *([] if data is None else [data])) if points else None
-    for i, ax in enumerate(axes.flat):
-        if i >= len(frames): ax.set_axis_off(); continue
-        if points and data is not None: show_points(data, ax, COLORS['data'], limits=lim, size=1)
-        show_samples(frames[i], ax, titles[i], colors[i] if colors else COLORS['student'], lim, most)
+    beneath = [data] if points and data is not None else []
+    lim = limits(*frames, *beneath) if points else None
+    height = width + .24 * (1 + max(t.count('\n') for t in titles)) + .1 * points    # titles, tick labels
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout='constrained',
+                             squeeze=False)
+    for i, (ax, frame, title, color) in enumerate(zip(axes.flat, frames, titles, colors)):
+        for x in beneath: show_points(x, ax, COLORS['data'], limits=lim, size=1)
+        show_samples(frame, ax, title, color, lim, most)
         if points and i % columns: ax.tick_params(labelleft=False)
+    for ax in axes.flat[len(frames):]: ax.set_axis_off()
     return fig
 
 # %% ../nbs/04_plots.ipynb #9931be40
-def running_mean(y, # `(n,)`
-                 window): # values averaged
+def running_mean(y:Any,      # `(n,)`
+                 window:int, # values averaged
+                )->torch.Tensor: # `(n,)`, double precision
     "Mean over the last `window` values (over fewer at the start)."
     c = torch.cat([torch.zeros(1, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64).cumsum(0)])
-    i = torch.arange(1, len(c)); j = (i - window).clamp(min=0)
+    i = torch.arange(1, len(c))
+    j = (i - window).clamp(min=0)
     return (c[i] - c[j]) / (i - j)
 
-def show_curve(x, y,       # `(n,)` each
-               ax=None,    # axes; None: a new figure
-               label=None, color=None,
-               smooth=0,   # window of the running mean; 0: none
-               **axis,     # e.g. `xlabel='step', ylabel='loss', yscale='log'`
-              ):
+# %% ../nbs/04_plots.ipynb #ff52135c
+def show_curve(x:Any,               # `(n,)`
+               y:Any,               # `(n,)`
+               ax:Axes|None=None,   # axes; None: a new figure
+               label:str|None=None, # in the legend
+               color:Any=None,      # None: the next one
+               smooth:int=0,        # window of the running mean; 0: none
+               **axis,              # e.g. `xlabel='step', ylabel='loss', yscale='log'`
+              )->Axes:
     "Draw one curve."
-    ax, x, y = new_axes(ax, (5, 2.6)), torch.as_tensor(x).cpu().numpy(), torch.as_tensor(y).cpu().numpy()
+    ax, (x, y) = new_axes(ax, (5, 2.6)), [torch.as_tensor(v).cpu().numpy() for v in (x, y)]
     if smooth > 1:
         ax.plot(x, y, color=color, alpha=.25, lw=.6)
         y = running_mean(y, smooth).numpy()

@@ -25,7 +25,7 @@ from .edm import edm_network, load_edm
 from .engine import Engine
 from .evaluation import Draw, class_accuracy, digit_classifier, embed, inception, load_statistics
 from .evaluation import save_statistics, statement
-from .evaluation import evaluate as measure_samples
+from .evaluation import measure_samples
 from .files import file_digest, save_state, write_json
 from .folders import RunFolder
 from .metrics import Judge, energy_distance

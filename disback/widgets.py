@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDE', 'SNUG', 'QUANTITIES', 'PARTS', 'PLACED', 'NOBODY', 'CHOICES', 'slider', 'player', 'dropdown', 'button', 'row',
            'as_png', 'Board', 'show_score', 'PathStepper', 'check_recorder', 'MismatchExplorer', 'Racer', 'Race',
-           'begun', 'DistillationLab', 'in_words', 'facts', 'plot_moment', 'pages_of', 'book_of', 'Gallery']
+           'command', 'DistillationLab', 'in_words', 'facts', 'plot_moment', 'pages_of', 'book_of', 'Gallery']
 
 # %% ../nbs/44_widgets.ipynb #051e93d1
 import base64, html, io, math, shlex, threading, time
@@ -37,7 +37,7 @@ from .pretraining import Pretraining
 from .recipes import as_args
 from .runs import Checkpoints, load_state
 from .samplers import generate, labels_for
-from .stages import itinerary_of, optimizer_of, source_of
+from .stages import begun, engine_of, itinerary_of, optimizer_of, source_of
 
 # %% ../nbs/44_widgets.ipynb #60abdbc7
 WIDE = dict(description_width='initial')    # room for the words in front of a control
@@ -466,26 +466,14 @@ def steps(self:Race)->int:
     "Steps that the students have taken."
     return sum(r.run.step for r in self.racers)
 
-# %% ../nbs/44_widgets.ipynb #01529520
-def begun(options:Options, # of a stage, `out` and all
-          data:str,        # name of the data
-         )->RunFolder:
-    "A new run folder, as the command line begins it."
-    settings = options.filled('points').settings()
-    return RunFolder(options.out).begin(settings, options.compute, source=source_of(data))
-
-@patch
-def keep(self:Racer,
-         folder:Path, # of the race
-         data:str,    # name of the data
-        )->str:       # the command that goes on
-    "Write a run folder with a checkpoint."
-    options = replace(self.options, out=folder/self.arm, path=folder/'path')
-    Checkpoints(begun(options, data).checkpoint).save(self.run)
+# %% ../nbs/44_widgets.ipynb #bbe49abb
+def command(options:Options # of a stage
+           )->str:          # as it is typed
+    "The command that goes on with a stage."
     given = options.settings() | dict(out=str(options.out), resume=True)
     return shlex.join(['disback', given.pop('stage'), *as_args(given)])
 
-# %% ../nbs/44_widgets.ipynb #2b202bfe
+# %% ../nbs/44_widgets.ipynb #01529520
 @patch
 def write(self:Race,
           folder:Path,  # must not exist
@@ -493,15 +481,18 @@ def write(self:Race,
     "Write the race as run folders that `disback backtrack --resume` goes on with."
     if not self.racers: raise ValueError('there is nothing to save yet: press ▶ and wait for stage 2')
     if folder.exists(): raise ValueError(f'{folder} exists: choose another folder')
-    teacher = begun(Pretrain(out=folder/'teacher', data=self.data, n_steps=self.teacher_steps), self.data)
+    begin = lambda options: begun(options.filled('points'), engine_of(options.compute), source_of(self.data))
+    teacher = begin(Pretrain(out=folder/'teacher', data=self.data, n_steps=self.teacher_steps))
     teacher.save('teacher', self.teachers[self.data].ema)
     teacher.finish({})
-    path = begun(Degrade(out=folder/'path', teacher=teacher.path, nodes=self.nodes, n_steps=self.record,
-                         batch=self.batch, seed=self.seed), self.data)
+    path = begin(Degrade(out=folder/'path', teacher=teacher.path, nodes=self.nodes, n_steps=self.record,
+                         batch=self.batch, seed=self.seed))
     self.path.save(path.path)
     path.save('student', self.beginner)
     path.finish(dict(passes=max(r.spent for r in self.racers)))
-    return [r.keep(folder, self.data) for r in self.racers]
+    arms = [replace(r.options, out=folder/r.arm, path=path.path) for r in self.racers]
+    for racer, options in zip(self.racers, arms): Checkpoints(begin(options).checkpoint).save(racer.run)
+    return [*map(command, arms)]
 
 # %% ../nbs/44_widgets.ipynb #4d6e83fe
 PLACED, NOBODY = 'placed modes', 'nobody'
@@ -648,9 +639,9 @@ def tick(self:DistillationLab)->None:
 @patch
 def paint(self:DistillationLab)->None:
     "Show where the race stands; not again before twice the time that it took is over."
-    begun = time.monotonic()
+    began = time.monotonic()
     self.image.value = as_png(self.size, self.plot_race)
-    self.due = 3 * time.monotonic() - 2 * begun
+    self.due = 3 * time.monotonic() - 2 * began
 
 @patch
 def plot_race(self:DistillationLab, fig:Figure)->None: # to draw on
@@ -693,7 +684,7 @@ def save(self:DistillationLab,
         self.stage.value = f'<pre>{html.escape(words)}</pre>'
         return commands
 
-# %% ../nbs/44_widgets.ipynb #4f693569
+# %% ../nbs/44_widgets.ipynb #58e75c81
 def in_words(value:Any # of a result
             )->str:
     "A result, or several, in short."
@@ -703,7 +694,7 @@ def in_words(value:Any # of a result
 def facts(run:RunFolder # a run, finished or not
          )->str:        # HTML
     "The numbers that a run ended with."
-    done = run.result or {'': 'not finished yet'}
+    done = {'': 'not finished yet'} if run.result is None else run.result
     rows = [{'result': k, ' ': in_words(v)} for k, v in done.items() if not isinstance(v, list)]
     return Table(rows, left=2)._repr_html_()
 

@@ -1,4 +1,4 @@
-"""The digits recipe as a user runs it: a teacher of the EDM family, imported from a file in the official form,
+"""The digits recipe as a user runs it: an EDM teacher, imported from a file in the official form,
 taken through both stages.
 
 Its fast sibling, with a recipe of a few steps, is in nbs/46_cli."""
