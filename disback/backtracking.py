@@ -135,15 +135,17 @@ def load_state_dict(self:Walk, state:dict)->None:
     self.here, self.mean_square = state['here'], state['mean_square'].to(self.mean_square.device)
 
 # %% ../nbs/24_backtracking.ipynb #ac04832e
+_default = defaults('backtrack')
+
 def chasing_adam(params:Iterable, # of a network
                  lr:float,        # learning rate
                 )->torch.optim.Optimizer:
     "Adam without momentum, for networks that chase one another."
-    return adam(params, lr, betas=defaults('backtrack').betas)
+    return adam(params, lr, betas=_default.betas)
 
 # %% ../nbs/24_backtracking.ipynb #5d4be6a9
-def backtracking_passes(n_steps:int=defaults('backtrack').n_steps, # steps of the student
-                        ratio:int=defaults('backtrack').ratio, # steps of the fake score to one of the student
+def backtracking_passes(n_steps:int=_default.n_steps, # steps of the student
+                        ratio:int=_default.ratio, # steps of the fake score to one of the student
                         through:bool=False, # whether the loss is differentiated through fake and target (SiD)
                         own:bool=False,     # whether the fake score has noise draws of its own
                        )->int:
@@ -158,12 +160,12 @@ class Backtracking(Training):
                  path:DegradationPath,    # one that holds the teacher alone makes this plain Diff-Instruct
                  loss:str|Callable='diff_instruct', # 'dmd', 'sid' or a function (x0, sigma, d_fake, d_target)
                  itinerary:Any=Adaptive(), # when to move on: `Fixed`, `Proportional` or `Adaptive`
-                 n_steps:int=defaults('backtrack').n_steps, # steps of the student
-                 batch:int=defaults('backtrack').batch, # samples a step
-                 lr:float=defaults('backtrack').lr, # the student's learning rate at the start
-                 fake_lr:float=defaults('backtrack').fake_lr, # the fake score's (the same)
-                 decay:float=defaults('backtrack').decay, # share of the run in which both rates fall to zero
-                 ratio:int=defaults('backtrack').ratio, # steps of the fake score to one of the student
+                 n_steps:int=_default.n_steps, # steps of the student
+                 batch:int=_default.batch, # samples a step
+                 lr:float=_default.lr, # the student's learning rate at the start
+                 fake_lr:float=_default.fake_lr, # the fake score's (the same)
+                 decay:float=_default.decay, # share of the run in which both rates fall to zero
+                 ratio:int=_default.ratio, # steps of the fake score to one of the student
                  noise:Callable|None=None, # `(n, generator) -> levels`; None: EDM's at the teacher's scale
                  fake_noise:Callable|None=None, # levels of the fake score's own draws; None: it shares
                  fake:nn.Module|None=None, # denoiser the fake score starts from; None: the path's last node
@@ -191,7 +193,7 @@ class Backtracking(Training):
         self.passes = backtracking_passes(n_steps, ratio, self.through, fake_noise is not None)
         self.learners = [Learner(module, rate, engine, optimizer, decay, n_steps, name, self.through)
                          for name, module, rate in [('student', student, lr), ('fake', self.fake, fake_lr)]]
-        self.parts = {l.name: l for l in self.learners} | dict(ema=self.average, walk=self.walk)
+        self.parts |= {l.name: l for l in self.learners} | dict(ema=self.average, walk=self.walk)
 
 # %% ../nbs/24_backtracking.ipynb #404b4b54
 def check_arguments(student:nn.Module, # of one shape with all denoisers
@@ -207,7 +209,7 @@ def check_arguments(student:nn.Module, # of one shape with all denoisers
         raise ValueError("itinerary must be Fixed(...), Proportional(...), Adaptive(...) or have their "
                          f"methods, got {itinerary!r}")
     for network in (path.network, fake):
-        if network is not None: check_shape(torch.empty(0, *student.shape), network)
+        if network is not None: check_shape(student.shape, network)
 
 # %% ../nbs/24_backtracking.ipynb #f80368cf
 @patch

@@ -63,12 +63,10 @@ class EqualDrift:
                last:bool,        # whether the recording is over
               )->list[dict]:     # those that stay
         "Thin out the candidates; at the end, pick the nodes."
-        answers = [node['answers'] for node in nodes]
-        if last: return [nodes[i] for i in evenly(answers, self.n)]
-        while len(nodes) > 2 * self.n:
-            i = 1 + crowded(answers)
-            nodes, answers = nodes[:i] + nodes[i + 1:], answers[:i] + answers[i + 1:]
-        return nodes
+        stay, answers = [*range(len(nodes))], [node['answers'] for node in nodes]
+        if last: stay = evenly(answers, self.n)
+        while len(stay) > 2 * self.n: del stay[1 + crowded([answers[i] for i in stay])]
+        return [nodes[i] for i in stay]
 
 # %% ../nbs/22_degradation.ipynb #51851483
 def crowded(answers:list[torch.Tensor] # of denoisers along a road, to one probe
@@ -149,13 +147,15 @@ def draw_samples(student:Callable, # `G(z, cond) -> x0` with attribute `shape`
                 )->tuple:          # samples `(n, *dims)`, and labels `(n,)` or None
     "Samples of a frozen student, at most 1024 at a time."
     z = torch.randn(n, *student.shape, generator=generator, device=generator.device)
-    labels = None if cond is None else cond(n, generator)
+    labels = cond and cond(n, generator)
     parts = [*zip(z.split(1024), [None] * n if labels is None else labels.split(1024))]
     with torch.no_grad(): return torch.cat([student(*part) for part in parts]), labels
 
 # %% ../nbs/22_degradation.ipynb #9b9b9991
-def degradation_passes(n_steps:int=defaults('degrade').n_steps, # arguments of `Degradation`, one by one
-                       batch:int=defaults('degrade').batch, # samples a step
+_default = defaults('degrade')
+
+def degradation_passes(n_steps:int=_default.n_steps, # arguments of `Degradation`, one by one
+                       batch:int=_default.batch, # samples a step
                        pool:int|None=4096,  # student samples drawn once
                        keep:Every|EqualDrift=EqualDrift(), # which steps are candidates
                        n_probe:int=128,     # samples of the probe
@@ -172,9 +172,9 @@ class Degradation(Training):
                  teacher:nn.Module,     # the trained denoiser; left as it is
                  student:nn.Module,     # the untrained student, `G(z, cond) -> x0`; left as it is
                  keep:Every|EqualDrift=EqualDrift(), # which nodes stay
-                 n_steps:int=defaults('degrade').n_steps, # optimiser steps (the paper: 200)
-                 batch:int=defaults('degrade').batch, # samples a step
-                 lr:float=defaults('degrade').lr, # learning rate, constant
+                 n_steps:int=_default.n_steps, # optimiser steps (the paper: 200)
+                 batch:int=_default.batch, # samples a step
+                 lr:float=_default.lr, # learning rate, constant
                  pool:int|None=4096,    # student samples drawn once; None: fresh ones every step
                  noise:Callable|None=None, # `(n, generator) -> levels`; None: EDM's, at the teacher's scale
                  cond:Callable|None=None, # `(n, generator) -> labels`; None: evenly over all classes
@@ -189,7 +189,7 @@ class Degradation(Training):
         self.keep, self.cond = keep, labels_for(teacher, cond)
         super().__init__(teacher, engine, n_steps, batch, seed, keep=keep, cond=self.cond, lr=lr, pool=pool,
                          noise=noise, n_probe=n_probe, optimizer=optimizer)
-        check_shape(torch.empty(0, *student.shape), teacher)
+        check_shape(student.shape, teacher)
         self.scale(teacher, noise)
         self.ask(student, n_probe, pool)
         self.passes = degradation_passes(n_steps, batch, pool, keep, n_probe)
@@ -197,7 +197,7 @@ class Degradation(Training):
         self.learner = Learner(self.degraded, lr, self.engine, optimizer, name='degraded')
         self.candidates = Candidates(keep, folder, self.processes)
         self.candidates.add(0, self.degraded, self.probe)
-        self.parts = dict(degraded=self.learner, candidates=self.candidates)
+        self.parts |= dict(degraded=self.learner, candidates=self.candidates)
 
 # %% ../nbs/22_degradation.ipynb #7a58e826
 @patch
@@ -248,7 +248,8 @@ def advance(self:Degradation)->DegradationStep:
         if self.pool is None:
             with torch.no_grad(): x0 = self.student(x0, cond)
         losses.append(self.denoise(self.learner, last, x0, sigma, eps, cond, student=x0))
-    done, ended = self.step + 1, self.step + 1 == self.n_steps
+    done = self.step + 1
+    ended = done == self.n_steps
     if ended or self.keep.wants(done): self.candidates.add(done, self.degraded, self.probe, ended)
     loss = self.processes.mean(torch.stack(losses).mean())
     return DegradationStep(self.step, loss, len(self.candidates.nodes))

@@ -49,12 +49,10 @@ def read_json(file:str|Path # written by `write_json`
     try: value = json.loads(Path(file).read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"no file {file}: give the folder of a finished run") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file} is not valid JSON, it is truncated or altered: "
-                         "run the stage again in a new folder") from None
+    except (ValueError, RecursionError): value = None
     if isinstance(value, dict): return value
-    raise ValueError(f"{file} does not hold what this library writes there: "
-                     "run the stage again in a new folder")
+    raise ValueError(f"{file} does not hold what this library writes there, it is truncated or altered: run "
+                     "the stage again in a new folder")
 
 # %% ../nbs/08_files.ipynb #0ef6c8cb
 def digest(tensors:dict[str,torch.Tensor] # tensors by name, in any order
@@ -165,7 +163,6 @@ def read_weights(file:str|Path # `.safetensors`, or what `torch.save` wrote of a
     "Read weights as data, executing nothing."
     file = Path(file)
     if not file.is_file(): raise FileNotFoundError(f"there is no file {file}: give a file of weights")
-    weights = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')    # torch's own words on pickles; the sentence below says it
@@ -173,9 +170,9 @@ def read_weights(file:str|Path # `.safetensors`, or what `torch.save` wrote of a
             else: weights = torch.load(file, map_location='cpu', weights_only=True)
     except OSError as e:
         raise ValueError(f"{file} cannot be read ({e.strerror or e}): give a file of weights") from None
-    except Exception: pass    # torch and safetensors raise many kinds for what they will not read
-    if isinstance(weights, dict) and weights:
-        if all(isinstance(k, str) and dense(v) for k, v in weights.items()): return weights
+    except Exception: weights = None    # torch and safetensors raise many kinds for what they will not read
+    by_name = isinstance(weights, dict) and weights
+    if by_name and all(isinstance(k, str) and dense(v) for k, v in weights.items()): return weights
     raise ValueError(f"{file} does not hold weights by name and nothing else (nothing in it was run): it is "
                      "truncated, or holds code, which is never run; give a .safetensors file "
                      "or a saved state_dict")

@@ -124,7 +124,6 @@ def save(self:DegradationPath,
         rows.append(row | dict(sha256=write_node(folder/name, node.weights())))
     teacher = digest(self[0].weights())
     manifest = dict(format=FORMAT, version=VERSION, network=network, teacher=teacher, nodes=rows)
-    manifest = json.loads(json.dumps(manifest))    # tuples become lists, as they will be when it is read
     write_json(folder/MANIFEST, manifest | {'sha256': seal(manifest)})
 
 # %% ../nbs/21_paths.ipynb #87311527
@@ -135,9 +134,9 @@ def read_nodes(folder:Path,   # where the nodes' files are
     nodes = [Node(int(r['index']), int(r['step']), float(r['drift']), float(r['gap']),
                   partial(read_node, folder/Path(str(r['file'])).name, r['sha256'])) for r in rows]
     index, steps = [n.index for n in nodes], [n.step for n in nodes]
-    if index != [*range(len(nodes))] or steps != sorted({*steps}): raise ValueError
-    if not all(0 <= v < math.inf for n in nodes for v in (n.drift, n.gap)): raise ValueError
-    return nodes
+    ordered = index == [*range(len(nodes))] and steps == sorted({*steps})
+    if ordered and all(0 <= v < math.inf for n in nodes for v in (n.drift, n.gap)): return nodes
+    raise ValueError
 
 # %% ../nbs/21_paths.ipynb #13f33ccd
 def open_path(folder:str|Path, # written by `DegradationPath.save`
@@ -146,8 +145,7 @@ def open_path(folder:str|Path, # written by `DegradationPath.save`
     "Open a path from its folder."
     folder, file = Path(folder), Path(folder)/MANIFEST
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no path (no {MANIFEST}): "
-                                "give the folder that `degrade` wrote")
+        raise FileNotFoundError(f"{folder} holds no path (no {MANIFEST}): name one that `degrade` wrote")
     try:
         manifest = json.loads(file.read_text())
         version, described = manifest['version'], manifest['network']
@@ -155,8 +153,7 @@ def open_path(folder:str|Path, # written by `DegradationPath.save`
         if version == VERSION and manifest['sha256'] != seal(manifest): raise ValueError
         nodes = read_nodes(folder, manifest['nodes']) if version == VERSION else []
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-        raise ValueError(f"{file} is not the manifest of a path, or is damaged: "
-                         "record the path again") from None
+        raise ValueError(f"{file} is not the manifest of a path, or is damaged: record it again") from None
     if version != VERSION:
         raise ValueError(f"{file} has version {version}, this library reads version {VERSION}: "
                          "open it with the library that wrote it")

@@ -35,22 +35,20 @@ def read_toml(file:str|Path # a text file
     try: return tomllib.loads(Path(file).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
         why = str(e).splitlines()[0]
-        raise ValueError(f"{file} is not a recipe, which is text in the format TOML ({why}): "
-                         "mend that line") from None
+        raise ValueError(f"{file} is not a recipe in the format TOML ({why}): mend that line") from None
     except OSError as e:
-        raise ValueError(f"{file} cannot be read ({e.strerror}): "
-                         "give the name of a recipe or the path of a TOML file") from None
+        raise ValueError(f"{file} cannot be read ({e.strerror}): name a recipe or a TOML file") from None
 
 # %% ../nbs/42_recipes.ipynb #15188885
 def as_args(table:dict    # `{option: value}` of a recipe
            )->Iterator[str]: # what one would type
     "A table of a recipe as a command line."
     for option, value in table.items():
-        flag = option.replace('_', '-')
-        if value is True: yield f'--{flag}'
-        elif value is False: yield f'--no-{flag}'
-        elif isinstance(value, dict): yield from (f'--{flag}', json.dumps(value))
-        else: yield from (f'--{flag}', *map(str, value if isinstance(value, list) else [value]))
+        flag, values = option.replace('_', '-'), value if isinstance(value, list) else [value]
+        if value is True: values = []
+        if value is False: flag, values = f'no-{flag}', []
+        yield f'--{flag}'
+        yield from (json.dumps(v) if isinstance(v, dict) else str(v) for v in values)
 
 # %% ../nbs/42_recipes.ipynb #413c680a
 OPEN = Path('...')    # stands for a path that is still to be given
@@ -61,8 +59,7 @@ def read_table(cls:type, # of options
               )->Any:    # the options, `OPEN` where they need more
     "A table of a recipe as options, every line of it checked."
     if not isinstance(table, dict):
-        of = name.split()[-1]
-        raise ValueError(f"{name} must be a table of options, [{of}], got {table!r}: mend the recipe")
+        raise ValueError(f"{name} must be a table of options, [{name.split()[-1]}], got {table!r}: mend it")
     known = fields(cls)
     for option in table: check_choice(f'option in {name}:', option, [f.name for f in known])
     needed = [f.name for f in known if f.default is MISSING and f.default_factory is MISSING]
@@ -124,7 +121,7 @@ def load_recipe(name:str|Path # of a recipe that comes with the library, or the 
     compute = read.pop('compute')
     for options in read.values():
         if options.compute is not None: options.compute = compute
-        if network and getattr(options, 'network', '') is None: options.network = json.dumps(network)
+        if network and vars(options).get('network', '') is None: options.network = json.dumps(network)
     return Recipe(str(name), title, processes, network, compute, read, 'pretrain' in said)
 
 # %% ../nbs/42_recipes.ipynb #e2ee45b1
@@ -188,10 +185,8 @@ def with_values(network:torch.nn.Module # a module, perhaps on the meta device
 def probe(network:torch.nn.Module, # a denoiser with attribute `shape`; on the meta device, shapes are enough
           batch:int=2, # samples of a pass
           engine:Engine|None=None, # None: where the network is, float32
-          repeat:int=3,# passes that are timed, after one to warm up
-          most:float=10., # seconds after which it has seen enough
          )->float:     # seconds a sample and forward pass, median
-    "Time a forward pass on the engine's device."
+    "Time a forward pass on the engine's device: three after one to warm up, fewer if they take 10 s."
     engine, network = engine or Engine(), with_values(network)
     device = engine.device_for(engine.place(network))
     call, wait = engine.callable_of(network), lambda: None
@@ -199,7 +194,7 @@ def probe(network:torch.nn.Module, # a denoiser with attribute `shape`; on the m
     x, sigma = torch.randn(batch, *network.shape, device=device), torch.ones(batch, device=device)
     cond, taken = some_labels(network, batch, device), []
     with torch.no_grad():
-        while len(taken) <= repeat and sum(taken) <= most:
+        while len(taken) <= 3 and sum(taken) <= 10:
             start = time.perf_counter()
             call(x, sigma, cond)
             wait()
@@ -217,17 +212,9 @@ class Plan:
     local_batch: int     # samples that a process sends through at once
     weights_memory: int  # of stage 2: weights, moments and a gradient
     saved_memory: int    # of stage 2: what student and fake score save for their backward passes
+    path_disk: int       # what the nodes take
+    checkpoint_disk: int # two of stage 2: student and fake score with two moments each, and the average
     processes: int = 1   # that share each batch
-
-    @property
-    def path_disk(self)->int: # bytes
-        "What the nodes take on disk."
-        return 4 * self.parameters * self.nodes
-
-    @property
-    def checkpoint_disk(self)->int: # bytes
-        "Two checkpoints of stage 2: student and fake score with two moments each, and the average."
-        return 2 * 28 * self.parameters
 
 # %% ../nbs/42_recipes.ipynb #40e35476
 def stage_costs(degrade:Degrade,     # options of stage 1, filled
@@ -264,7 +251,8 @@ def plan(network:torch.nn.Module, # a denoiser; on the meta device if no `second
     n, local = n_parameters(network), -(-backtrack.batch // (processes * backtrack.compute.pieces))
     nodes = -(-degrade.n_steps // degrade.every) + 1 if degrade.every else degrade.nodes
     return Plan(n, nodes, rows, calls_of(network, evaluate.n_steps), local, weights_memory=36 * n,
-                saved_memory=2 * saved_bytes(network, local), processes=processes)
+                saved_memory=2 * saved_bytes(network, local), path_disk=4 * n * nodes,
+                checkpoint_disk=2 * 28 * n, processes=processes)
 
 # %% ../nbs/42_recipes.ipynb #82e4d218
 def size(n:float)->str: # bytes
@@ -286,7 +274,6 @@ def plan_text(p:Plan,    # of `plan`
               title:str, # first line
              )->str:
     "A plan as text."
-    share = 'process shares' if p.processes == 1 else 'processes share'
     lines = [title, '',
              f"network      {p.parameters:,} parameters; target, fake score, student and average: 4 copies",
              f"memory       {size(p.weights_memory + p.saved_memory)} a process: {size(p.weights_memory)} "
@@ -296,11 +283,9 @@ def plan_text(p:Plan,    # of `plan`
              f"checkpoints, {size(8 * p.parameters)} for the last and the best student",
              '', str(Table(p.rows)), '',
              "A pass is one forward pass of a batch; a backward pass counts as two. Images are samples "
-             "trained on, or drawn to be measured. Memory is that of stage 2. "
-             f"{p.processes} {share} each batch."]
+             f"trained on, or drawn to be measured. Memory is that of stage 2. Processes: {p.processes}."]
     if len(p.rows[0]) > 5:    # there are times
-        divided = f', divided by {p.processes}' if p.processes > 1 else ''
         lines.append("Times from a probe of a few forward passes on this machine, float32 unless the recipe "
-                     f"says otherwise{divided}: an estimate; feature networks and the teacher's samples "
-                     f"({p.teacher_calls} calls each) are not in it.")
+                     "says otherwise, divided by the processes: an estimate; feature networks and the "
+                     f"teacher's samples ({p.teacher_calls} calls each) are not in it.")
     return '\n'.join(lines)
