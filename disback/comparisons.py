@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'PLACES', 'OPTIMIZERS', 'CHOICES', 'POINTS', 'IMAGES', 'PROTOCOLS', 'MODULES', 'LINES', 'random_mixture',
-           'data_of', 'fresh_student', 'start', 'adamw', 'Arm', 'parse_arm', 'Protocol', 'kind_of', 'file_for',
-           'teacher_of', 'prepare', 'distance_for', 'follow', 'run_arm', 'run_pair', 'compare', 'compute_to',
-           'ratio_of_medians', 'bootstrap', 'by_seed', 'spread', 'summary', 'in_brackets', 'text', 'write_csv',
-           'arm_styles', 'show_task', 'show_comparison']
+           'data_of', 'start', 'Arm', 'parse_arm', 'Protocol', 'kind_of', 'file_for', 'teacher_of', 'prepare',
+           'distance_for', 'follow', 'run_arm', 'run_pair', 'compare', 'compute_to', 'ratio_of_medians', 'bootstrap',
+           'by_seed', 'spread', 'summary', 'in_brackets', 'text', 'write_csv', 'arm_styles', 'show_task',
+           'show_comparison']
 
 # %% ../nbs/31_comparisons.ipynb #9a522499
-import csv, hashlib, json, math, multiprocessing, statistics
+import csv, json, math, multiprocessing, statistics
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,10 +21,10 @@ import torch
 from torch import nn
 import disback
 from .backtracking import ARMS, Adaptive, Backtracking, Proportional, backtracking_passes, chasing_adam
-from .core import Table, check_choice, check_counts, check_number, defaults
+from .core import Table, check_choice, check_number, defaults
 from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift, Every
-from .files import load_state, save_state, whole, write_json
+from .files import file_digest, fingerprint, load_state, save_state, whole, write_json
 from .losses import LOSSES, get_loss
 from .metrics import Judge
 from .mixtures import GaussianMixture
@@ -61,42 +61,27 @@ def data_of(name:str # 'ring', ..., 'digits', 'modes:x,y/x,y/...' or 'mixture-N'
 STARTS = ('near', 'far', 'collapsed', 'wide', 'mlp')
 PLACES = {'far': (1., 6.), 'collapsed': (.3, 2.)}    # scale of samples, distance from the middle
 
-def fresh_student(kind:str, # 'mlp', or any other start: a network like the teacher
-                  teacher:nn.Module, # the trained denoiser
-                 )->OneStep:
-    "A student whose weights are drawn from torch's global generator."
-    config = teacher.config | dict(sigma_data=float(teacher.sigma_data))
-    if kind != 'mlp': return OneStep(type(teacher)(**config))
-    return OneStep(ResMLP(math.prod(teacher.shape), 256, 3, sigma_data=config['sigma_data']))
-
-# %% ../nbs/31_comparisons.ipynb #08809399
 def start(kind:str,   # one of `STARTS`
           teacher:nn.Module, # the trained denoiser
           seed:int=0, # of the student's weights and its place
          )->Placed:   # the student
     "An untrained student."
-    check_choice('start in a task:', kind, STARTS)
+    shape, sigma = teacher.shape, float(teacher.sigma_data)
+    images = len(shape) == 3
+    known = 'near', 'far', 'wide', 'mlp' if images else 'collapsed'
+    check_choice(f'start for data of shape {tuple(shape)}:', kind, known)
     if kind in ('near', 'wide'): return Placed(OneStep(teacher), 3. if kind == 'wide' else 1.)
-    images = len(teacher.shape) == 3
-    known = ['near', 'far', 'wide', 'mlp' if images else 'collapsed']
-    if kind not in known:
-        raise ValueError(f"the start {kind!r} is not made for data of shape {tuple(teacher.shape)}: "
-                         f"expected one of {', '.join(known)}")
     with seeded(seed):
-        student = fresh_student(kind, teacher)
+        if kind == 'mlp': student = OneStep(ResMLP(math.prod(shape), 256, 3, sigma_data=sigma))
+        else: student = OneStep(type(teacher)(**teacher.config | dict(sigma_data=sigma)))
         angle = 2 * math.pi * torch.rand(())
-    if images: return Placed(student, shape=teacher.shape)
+    if images: return Placed(student, shape=shape)
     scale, distance = PLACES[kind]
     return Placed(student, scale, [distance * float(angle.cos()), distance * float(angle.sin())])
 
 # %% ../nbs/31_comparisons.ipynb #41d66607
-def adamw(params:Iterable, # of a network
-          lr:float,        # learning rate
-         )->torch.optim.Optimizer:
-    "Adam without momentum, with weight decay."
-    return torch.optim.AdamW(params, lr=lr, betas=(0., .99), weight_decay=.01, fused=True)
-
-OPTIMIZERS = dict(chasing=chasing_adam, adam=adam, adamw=adamw, sgd=partial(torch.optim.SGD, fused=True))
+OPTIMIZERS = dict(chasing=chasing_adam, adam=adam, sgd=partial(torch.optim.SGD, fused=True),
+                  adamw=partial(torch.optim.AdamW, betas=(0., .99), weight_decay=.01, fused=True))
 CHOICES = dict(name=ARMS, spacing=('drift', 'steps'), itinerary=('adaptive', 'proportional', 'even'),
                loss=LOSSES, optimizer=OPTIMIZERS)    # options of an arm that are words
 
@@ -174,19 +159,19 @@ def kind_of(tasks:Iterable[str] # such as 'ring-far'
     raise ValueError("points and images are judged by different measures: compare them in separate runs")
 
 # %% ../nbs/31_comparisons.ipynb #b4223fe5
-MODULES = ('backtracking', 'comparisons', 'core', 'data', 'degradation', 'diffusion', 'engine', 'files',
-           'images', 'losses', 'metrics', 'mixtures', 'networks', 'paths', 'pretraining', 'runs', 'samplers')
+MODULES = ('backtracking comparisons core data degradation diffusion engine files images losses metrics '
+           'mixtures networks paths pretraining runs samplers').split()
 
 def file_for(folder:str|Path|None, # where it is kept; None: nowhere
              name:str,             # what it is, in short
              about:Any,            # all that decides what it holds, plain data
-            )->Path|None:          # without an ending
+             ending:str,           # of the file's name
+            )->Path|None:
     "The file of something that is kept, by all that it depends on and the code that made it."
     if folder is None: return None
     source = Path(disback.__file__).parent
-    code = b''.join((source/f'{module}.py').read_bytes() for module in MODULES)
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode() + code).hexdigest()
-    return Path(folder)/f'{name}-{digest[:12]}'
+    code = [file_digest(source/f'{module}.py') for module in MODULES]
+    return Path(folder)/f'{name}-{fingerprint([about, code], {})[:12]}{ending}'
 
 def teacher_of(data:str,          # its name
                protocol:Protocol, # how it is trained
@@ -198,12 +183,12 @@ def teacher_of(data:str,          # its name
     with seeded(0):
         teacher = ResMLP(*shape, width=protocol.width, depth=protocol.depth) if points else UNet(shape)
     run = Pretraining(teacher, sample, n_steps=protocol.teacher_steps, batch=256 if points else 128)
-    stem = file_for(cache, f'teacher-{data}', [data, teacher.config, run.n_steps, run.settings])
-    file = stem and stem.with_suffix('.safetensors')
+    about = [data, teacher.config, run.n_steps, run.settings]
+    file = file_for(cache, f'teacher-{data}', about, '.safetensors')
     if file and file.exists(): run.ema.load_state_dict(load_state(file))
     else:
         for _ in run: pass
-        if file: save_state(file, {**run.ema.state_dict()})
+        if file: save_state(file, run.ema.state_dict())
     return run.ema
 
 # %% ../nbs/31_comparisons.ipynb #2dc8f686
@@ -288,8 +273,7 @@ def run_pair(job:tuple    # arguments of `run_arm`
     "Run an arm on a task in a process of its own, or read what was kept of it."
     task, arm, seeds, protocol, folder = job
     about = [task, asdict(parse_arm(arm)), seeds, asdict(protocol)]
-    stem = file_for(folder and Path(folder)/'pairs', f"{task}-{arm.split(':')[0]}", about)
-    file = stem and stem.with_suffix('.json')
+    file = file_for(folder and Path(folder)/'pairs', f"{task}-{arm.split(':')[0]}", about, '.json')
     if file and file.exists(): return [row | dict(arm=arm) for row in json.loads(file.read_text())]
     torch.set_num_threads(1)
     rows = run_arm(*job)
@@ -304,7 +288,6 @@ def compare(tasks:list[str], # such as 'ring-far'
             jobs:int=1,      # processes
            )->list[dict]:    # rows: task, arm, seed, step, passes, value
     "Run every arm on every task and seed."
-    check_counts(jobs=jobs)
     if not tasks or not arms or not seeds:
         raise ValueError("a comparison needs at least one task, one arm and one seed")
     protocol = protocol or PROTOCOLS[kind_of(tasks)]
@@ -356,9 +339,10 @@ def by_seed(rows:list[dict], # what `compare` returned
             arm:str,         # one of its arms
            )->dict:          # `{seed: its rows in order}`
     "The rows of one arm on one task."
-    mine = [row for row in rows if row['task'] == task and row['arm'] == arm]
-    in_order = lambda seed: sorted((row for row in mine if row['seed'] == seed), key=lambda row: row['step'])
-    return {seed: in_order(seed) for seed in sorted({row['seed'] for row in mine})}
+    found = {}
+    for row in sorted(rows, key=lambda row: (row['seed'], row['step'])):
+        if (row['task'], row['arm']) == (task, arm): found.setdefault(row['seed'], []).append(row)
+    return found
 
 def spread(name:str,     # of the number
            *values:list, # as for `bootstrap`
@@ -415,9 +399,8 @@ def write_csv(file:str|Path,   # to be written
               rows:list[dict], # one a line
              )->None:
     "Write a list of dicts as CSV, whole or not at all."
-    columns = [*dict.fromkeys(k for row in rows for k in row)]
     with whole(file) as tmp, open(tmp, 'w', newline='') as f:
-        writer = csv.DictWriter(f, columns)
+        writer = csv.DictWriter(f, Table(rows).columns)
         writer.writeheader()
         writer.writerows(rows)
 

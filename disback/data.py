@@ -9,7 +9,7 @@ __all__ = ['POINT_SETS', 'DATA_NAMES', 'ring_means', 'grid_means', 'ring', 'grid
 
 # %% ../nbs/03_data.ipynb #63c62733
 import inspect, math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
 import numpy as np
@@ -153,7 +153,7 @@ def digits(split:str='train', # 'train' (1,197 images), 'test' (600) or 'all' (1
 def _draws(x, cond=None):
     "Draw with replacement from samples that can be indexed by a tensor."
     def sample(n, generator=None):
-        i = torch.randint(len(x), (n,), **_on(generator)).to(getattr(x, 'device', 'cpu'))
+        i = torch.randint(len(x), (n,), **_on(generator)).to(x.device)
         return x[i] if cond is None else (x[i], cond[i])
     return sample
 
@@ -241,7 +241,7 @@ def labels_of(source:str|Path, # folder or zip archive of images, `dataset.json`
     if y is None:
         raise ValueError(f"{source} has no labels: sort its images into one sub-folder a class, or give it a "
                          f"{LABEL_FILE}")
-    counts = y.bincount().tolist()
+    counts = y.bincount()
     return Labels(len(counts), counts)
 
 # %% ../nbs/03_data.ipynb #62084b74
@@ -260,20 +260,20 @@ def _without_replacement(x):
     "Draw distinct stored samples; asked for more than there are, give all."
     def held_out(n, generator=None):
         if n >= len(x): return x[:]
-        return x[torch.randperm(len(x), **_on(generator))[:n].to(getattr(x, 'device', 'cpu'))]
+        return x[torch.randperm(len(x), **_on(generator))[:n].to(x.device)]
     return held_out
 
 # %% ../nbs/03_data.ipynb #3f8d21d9
 def _from_splits(name, train, test, labels, n_classes=None):
     "Make `Data` of two sets of images, tensors or `Images`, with or without labels."
     x, y = train
-    if not labels: return Data(name, tuple(x.shape)[-3:], _draws(x), _without_replacement(test))
+    data = Data(name, tuple(x.shape)[-3:], _draws(x), _without_replacement(test))
+    if not labels: return data
     if y is None:
         raise ValueError(f"{name} has no labels, because its images are not in sub-folders: sort them into "
                          "one sub-folder a class, or ask for none")
     counts = y.bincount(minlength=n_classes or 0)
-    return Data(name, tuple(x.shape)[-3:], _draws(x, y), _without_replacement(test), len(counts),
-                Labels(len(counts), counts))
+    return replace(data, sample=_draws(x, y), n_classes=len(counts), labels=Labels(len(counts), counts))
 
 # %% ../nbs/03_data.ipynb #5501931c
 def placed_modes(name:str, # such as 'modes:-2,0/2,0'
@@ -282,7 +282,7 @@ def placed_modes(name:str, # such as 'modes:-2,0/2,0'
     points = name.removeprefix('modes:').split('/')
     try: means = torch.tensor([[float(v) for v in p.split(',')] for p in points])
     except ValueError: means = torch.empty(0)
-    if means.ndim != 2 or means.shape[1] != 2 or not means.isfinite().all():
+    if means.shape[1:] != (2,) or not means.isfinite().all():
         raise ValueError(f"{name!r} places no modes: expected points of the plane, two finite numbers each, "
                          "such as modes:-2,0/2,0/0,3")
     modes = _draws(means)

@@ -9,6 +9,7 @@ __all__ = ['RESAMPLE', 'IMAGE_ENDINGS', 'LABEL_FILE', 'MOST_BYTES', 'IMAGE_FORMA
 # %% ../nbs/02_images.ipynb #3962c02e
 import copy, io, json, math, os, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from .core import check_choice, check_counts, patch, patch_property
 # %% ../nbs/02_images.ipynb #99354249
 RESAMPLE = ('nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
 
-def _as_bytes(image, size=None, channels=None, resample='lanczos'):
+def _as_bytes(image, size, channels, resample):
     "A PIL image as bytes `(C, H, W)`."
     from PIL import Image, ImageOps
     image = ImageOps.exif_transpose(image)
@@ -75,8 +76,7 @@ def _folder_files(folder, above=()):
         if here in above: return # a link back up
         with os.scandir(folder) as listed: entries = [e for e in listed if e.name[0] != '.']
     except OSError as e:
-        raise ValueError(f"cannot list {_say(folder)} ({e.strerror}): make it readable or take "
-                         "it out") from None
+        raise ValueError(f"cannot list {_say(folder)} ({e.strerror}): make it readable") from None
     for e in entries:
         path = Path(e.path) if e.is_symlink() else e # a path follows the link, or finds nothing
         if path.is_dir(): yield from (f'{e.name}/{name}' for name in _folder_files(e.path, (*above, here)))
@@ -147,12 +147,9 @@ class Files:
         self._path, self._members = path.absolute(), None
         if not path.exists():
             raise FileNotFoundError(f"there is no folder {path}: check the path (relative to {Path.cwd()})")
-        if not path.is_dir():
-            if path.suffix.lower() != '.zip':
-                raise ValueError(f"{path} is a file: give the folder that holds the images, or a .zip "
-                                 "archive of them")
-            self._members = _zip_files(path)
-        every = _folder_files(path) if self._members is None else self._members
+        if path.is_dir(): every = _folder_files(path)
+        elif path.suffix.lower() == '.zip': every = self._members = _zip_files(path)
+        else: raise ValueError(f"{path} is a file: give the folder of the images, or a .zip archive of them")
         every = sorted(every, key=lambda name: name.replace('/', '\0'))        # folder by folder
         self.names = [name for name in every if not name.endswith(LABEL_FILE)] # of images
         self.tables = [name for name in every if name.endswith(LABEL_FILE)]    # of label files
@@ -252,11 +249,15 @@ def official_splits(files:Files,
     if 'train' in tops and other and tops <= {'train', *other}: return f'{home}train', f'{home}{other[0]}'
 
 # %% ../nbs/02_images.ipynb #74622ded
+@dataclass
 class _Decoder:
     "Decodes images by number and keeps them as bytes, up to a bound; in a pickle it keeps none."
-    def __init__(self, source, names, options, memory, threads): # options: size, channels, resample
-        self.source, self.names, self.options = source, names, options
-        self.memory, self.threads, self.kept = memory, threads, {}
+    source:Any     # `Files`, or what answers like it
+    names:Any      # of its images
+    options:tuple  # size, channels, resample
+    memory:int     # bytes to keep
+    threads:int    # to decode with
+    kept:dict = field(default_factory=dict) # images by number
 
     def __getstate__(self): return self.__dict__ | dict(kept={})
 
@@ -266,8 +267,7 @@ class _Decoder:
         try:
             with self.source.image(self.names[i]) as image: return _as_bytes(image, *self.options)
         except Exception as e: # Pillow raises many kinds for broken files
-            raise ValueError(f"cannot read {self.name(i)} as an image ({e}): repair it or take "
-                             "it out") from None
+            raise ValueError(f"cannot read {self.name(i)} as an image ({e}): repair it") from None
 
     @cached_property
     def shape(self): # what was asked for, or that of the first image
@@ -290,6 +290,8 @@ def batch(self:_Decoder, at:list):
 # %% ../nbs/02_images.ipynb #0f66b393
 class Images:
     "Images of a folder or a zip archive, `(n, C, H, W)` in [-1, 1], decoded when they are asked for."
+    device = 'cpu' # of what they are decoded to
+
     def __init__(self,
                  source:str|Path|Files,  # folder or zip archive, or its `Files`
                  size:int|None=None,     # side in pixels that each middle square is resized to; None: as is
@@ -382,9 +384,11 @@ def from_dataset(dataset:Any,     # a torchvision data set, or what has a length
 TORCHVISION = dict(cifar10='CIFAR10', cifar100='CIFAR100', mnist='MNIST', fashion_mnist='FashionMNIST',
                    kmnist='KMNIST')
 
+@dataclass
 class _Collection:
     "A torchvision data set as a source of `Images`."
-    def __init__(self, dataset, name): self.dataset, self.source = dataset, name
+    dataset:Any
+    source:str # its name
     def image(self, i): return self.dataset[i][0]
     def labelled(self, within=''):
         d = self.dataset
