@@ -158,7 +158,8 @@ def load_statistics(file:str|Path # `.npz`, as `save_statistics` or EDM writes i
             if missing: raise ValueError(f"it holds {held}, and no {lacking}")
             mu, sigma = read_array(archive, 'mu', 1), read_array(archive, 'sigma', 2)
     except Exception as e:    # zipfile and numpy raise many kinds for damaged files
-        raise ValueError(f"{file} is no sound statistics file ({e or type(e).__name__}): "
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(f"{file} is no sound statistics file ({why}): "
                          "fetch it again, or make it with `save_statistics`") from None
     return check_statistics(mu, sigma, str(file))
 
