@@ -2,7 +2,7 @@
 import math
 
 import matplotlib.pyplot as plt
-from disback.comparisons import Table
+from disback.core import Table
 from disback.plots import COLORS
 
 
