@@ -158,7 +158,7 @@ def network(self:RunFolder,
         raise FileNotFoundError(f"{self.path} holds no {file.name}: a stage writes it when it is finished, "
                                 "and the best student only where there is something to measure it against")
     state = load_state(file)
-    if not isinstance(state, dict) or state.get('format') != FORMAT or not {'network', 'weights'} <= {*state}:
+    if not isinstance(state, dict) or state.get('format') != FORMAT:
         raise ValueError(f"{file} holds no network as a stage of this version writes it: run the stage again")
     if module is None and state['network'] is None:
         raise ValueError(f"{file} holds a network of your own: hand one in, .network({name!r}, module)")

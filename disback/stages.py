@@ -9,7 +9,7 @@ __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'real_
            'trained', 'classes_of', 'sample', 'samples_figure', 'more_of', 'evaluate', 'statistics', 'do']
 
 # %% ../nbs/43_stages.ipynb #e8c41c72
-import re, time
+import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -50,8 +50,7 @@ def engine_of(compute:Compute # options of how to compute
     options['device'] = compute.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try: torch.empty(0, device=options['device'])
     except (RuntimeError, AssertionError) as e:
-        said = re.split('[.;(]', str(e))[0].strip()
-        raise ValueError(f"--device {compute.device} cannot be used here ({said}): "
+        raise ValueError(f"--device {compute.device} cannot be used here ({str(e).partition('.')[0]}): "
                          "give one that this machine has, such as cpu") from None
     return Engine(**options)
 
@@ -82,7 +81,8 @@ def row_of(run:Run,    # after a step
           )->dict:     # `{name: number}`
     "A step as it stands in the metrics; steps that were skipped are counted there."
     row = {name: round(float(value), 6) for name, value in record._asdict().items() if name != 'step'}
-    return row | (dict(skipped=run.guard.skipped) if run.guard.skipped else {})
+    if run.guard.skipped: row['skipped'] = run.guard.skipped
+    return row
 
 # %% ../nbs/43_stages.ipynb #7dca2543
 def train(run:Run,          # at its start
@@ -182,14 +182,10 @@ def new_network(shape:tuple,        # of a sample
                          f"but the data have shape {tuple(shape)}: leave it out")
     ours = dict(img_resolution=shape[-1], img_channels=shape[0], label_dim=n_classes or 0)
     network = edm_network(**ours | network_config(config)).train()
-    if network.shape != tuple(shape):
-        raise ValueError(f"--network is for images of shape {network.shape}, the data have {tuple(shape)}: "
-                         "leave img_resolution and img_channels out, or resize the data")
-    if network.n_classes != n_classes:
-        raise ValueError(f"--network has {network.n_classes or 'no'} classes, "
-                         f"the data give {n_classes or 'no labels'}: "
-                         "leave label_dim out, and use --labels for a network with classes")
-    return network
+    if (network.shape, network.n_classes) == (tuple(shape), n_classes): return network
+    raise ValueError(f"--network is for images of shape {network.shape}, {network.n_classes or 'no'} labels, "
+                     f"the data have shape {tuple(shape)} and give {n_classes or 'no'} labels: leave out "
+                     "img_resolution, img_channels and label_dim, resize the data, or use --labels")
 
 # %% ../nbs/43_stages.ipynb #c98089e9
 def kind_of(shape:tuple # of a sample
@@ -313,12 +309,12 @@ def degrade(options:Degrade
     run = Degradation(teacher, student, keep, options.n_steps, options.batch, options.lr, cond=cond,
                       folder=folder.path, engine=engine, seed=options.seed)
     seconds = train(run, folder, options.compute.log, 'path')
-    nodes = [(n.step, round(n.drift, 4), round(n.gap, 4)) for n in run.candidates.as_nodes()]
+    nodes = [dict(step=n.step, drift=round(n.drift, 4), gap=round(n.gap, 4))
+             for n in run.candidates.as_nodes()]
     if folder.writes:    # the path is written by one process
         if not (folder/MANIFEST).exists(): run.path.save(folder.path)
         folder.save('student', student)
         path_figure(folder, student)
-    nodes = [dict(zip(('step', 'drift', 'gap'), node)) for node in nodes]
     return folder.finish(dict(seconds=seconds, passes=run.passes, nodes=nodes))
 
 # %% ../nbs/43_stages.ipynb #04f63031
@@ -326,7 +322,8 @@ def itinerary_of(options:Backtrack
                 )->Any: # `Adaptive`, `Proportional` or `Fixed`
     "When to move on to the next target."
     kind, steps = options.schedule
-    return Fixed(steps) if kind == 'fixed' else dict(adaptive=Adaptive, proportional=Proportional)[kind]()
+    if kind == 'fixed': return Fixed(steps)
+    return Adaptive() if kind == 'adaptive' else Proportional()
 
 # %% ../nbs/43_stages.ipynb #14cff4f7
 def optimizer_of(betas:tuple # two numbers from 0 to below 1
@@ -418,13 +415,14 @@ def sample(options:Sample
     "Draw samples from a finished run."
     options.check()
     module, _, _ = trained(options.run, options.which)
-    classes, each = classes_of(module, options.classes), options.n
-    if classes: each = -(-options.n // len(classes))
-    cond = torch.tensor(classes).repeat_interleave(each) if classes else None
+    classes, n, cond = classes_of(module, options.classes), options.n, None
+    if classes:    # as many of each
+        cond = torch.tensor(classes).repeat_interleave(-(-n // len(classes)))
+        n = len(cond)
     out = options.out or Path(options.run)/f'samples-{options.seed}'
     folder = RunFolder(out).begin(options.settings(), resume=options.resume)
     if folder.result: return folder.result
-    x = generate(module, each * len(classes or [0]), cond, options.seed, n_steps=options.n_steps)
+    x = generate(module, n, cond, options.seed, n_steps=options.n_steps)
     file, nfe = folder/'samples.safetensors', calls_of(module, options.n_steps)
     save_state(file, dict(samples=x) | (dict(labels=cond) if classes else {}))
     samples_figure(folder, x, classes, f'{len(x)} samples, {nfe} network call{"s" * (nfe > 1)} each')
@@ -434,14 +432,15 @@ def sample(options:Sample
 def samples_figure(folder:RunFolder, # where to
                    x:torch.Tensor,   # samples `(n, *dims)`, as many of each class
                    classes:list|None, # which those are
-                   title:str,
+                   title:str,        # above them
                   )->None:
     "Draw samples; of images with classes a row for each."
     if classes and x.ndim == 4:
         ax, side = show_images(x, title=title, columns=len(x) // len(classes)), x.shape[2] + 1
         ax.set(yticks=[side * (i + .5) for i in range(len(classes))], yticklabels=classes, ylabel='class')
-        folder.figure('samples.png', ax.figure)
-    else: folder.figure('samples.png', filmstrip([x], [title], width=4, most=len(x)))
+        fig = ax.figure
+    else: fig = filmstrip([x], [title], width=4, most=len(x))
+    folder.figure('samples.png', fig)
 
 # %% ../nbs/43_stages.ipynb #f4001052
 def more_of(draw:Draw, # samples by number
@@ -488,8 +487,6 @@ def statistics(options:Statistics
     options.check()
     out = Path(options.out)
     if out.exists(): raise ValueError(f"{out} exists: choose another --out, or remove it first")
-    if not Path(options.data).expanduser().exists():
-        raise ValueError(f"there is no {options.data}: give a folder or zip archive of images")
     files = Files(options.data)
     within = (official_splits(files) or [''])[0]    # the training images
     images = Images(files, options.size, options.channels, within=within)
