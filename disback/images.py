@@ -280,7 +280,7 @@ def batch(self:_Decoder, at:list):
     "Images by their numbers as bytes `(n, C, H, W)`."
     new = [i for i in dict.fromkeys(at) if i not in self.kept]
     with ThreadPoolExecutor(self.threads) as pool:
-        new = dict(zip(new, (pool.map if len(new) > 1 else map)(self.decode, new)))
+        new = dict(zip(new, pool.map(self.decode, new)))
     for i, x in new.items():
         check_fit(tuple(x.shape), self.name(i), self.shape, self.name(0))
         if (len(self.kept) + 1) * x.numel() <= self.memory: self.kept[i] = x

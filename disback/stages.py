@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'real_samples', 'quality', 'judge_of', 'curves',
-           'path_figure', 'new_network', 'kind_of', 'source_of', 'begun', 'pretrain', 'read_teacher', 'check_data',
-           'import_', 'labels_like', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack',
-           'trained', 'classes_of', 'sample', 'samples_figure', 'more_of', 'evaluate', 'statistics', 'do']
+           'path_figure', 'new_network', 'kind_of', 'source_of', 'begun', 'pretrain', 'read_teacher', 'import_',
+           'labels_like', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack', 'trained',
+           'classes_of', 'sample', 'samples_figure', 'more_of', 'evaluate', 'statistics', 'do']
 
 # %% ../nbs/43_stages.ipynb #e8c41c72
 import time
@@ -200,7 +200,7 @@ def source_of(data:str|None,     # as `--data` names it
              )->dict|None:       # arguments of `load_data`; None: nobody said what the data are
     "How to load data again, from any folder."
     if data is None: return None
-    return dict(name=full_name(data), size=size, channels=channels) | (dict(labels=True) if labels else {})
+    return dict(name=full_name(data), labels=labels, size=size, channels=channels)
 
 # %% ../nbs/43_stages.ipynb #115b3e95
 def begun(options:Options,    # of a stage that trains
@@ -246,16 +246,6 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a
     if all(v.isfinite().all() for v in module.state_dict().values()): return module
     raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
 
-# %% ../nbs/43_stages.ipynb #5ab5f615
-def check_data(module:nn.Module, # a network
-               source:dict,      # arguments of `load_data`
-              )->None:
-    "Raise if data do not fit the network that is said to have been trained on them."
-    shape = tuple(load_data(**source).shape)
-    if shape != tuple(module.shape):
-        raise ValueError(f"{source['name']} has samples of shape {shape}, "
-                         f"the network is for {tuple(module.shape)}: name the data that it was trained on")
-
 # %% ../nbs/43_stages.ipynb #0b8506b1
 def import_(options:Import
            )->dict: # what it is: `network`, `family`, `parameters`, `classes`
@@ -265,7 +255,11 @@ def import_(options:Import
     module = read_teacher(file, options.key, options.network, options.kind)
     channels, _, side = module.shape
     source = source_of(options.data, False, options.size or side, channels)
-    if source: check_data(module, source)
+    if source:
+        shape, fits = load_data(**source).shape, tuple(module.shape)
+        if tuple(shape) != fits:
+            raise ValueError(f"{options.data} has samples of shape {tuple(shape)}, the network takes {fits}: "
+                             "name the data that it was trained on")
     content = dict(sha256=None if file.is_dir() else file_digest(file))
     folder = RunFolder(options.out).begin(options.settings() | content, None, options.resume, source)
     if folder.result: return folder.result
@@ -472,7 +466,7 @@ def evaluate(options:Evaluate
                              processes=engine.processes)
     found = {k: v for k, v in result.items() if k != 'protocol'}
     row = dict(nfe=draw.nfe) | {k: round(v['mean'], 4) for k, v in found.items()}
-    row |= {f'{k} (deviation)': round(v['std'], 4) for k, v in found.items() if v['std'] is not None}
+    if len(options.seeds) > 1: row |= {f'{k} (deviation)': round(v['std'], 4) for k, v in found.items()}
     if data is not None: row |= more_of(draw, data, options.n, options.seeds[0])
     if engine.processes.rank == 0:
         name = f"evaluation{'-fid' * fid}{'-best' * (options.which == 'best')}.json"
