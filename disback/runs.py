@@ -165,12 +165,12 @@ class Run:
                  device:str|torch.device='cpu', # where its tensors live
                  processes:OneProcess=OneProcess(), # those that take part
                  guard:Guard|None=None, # None: stop at the first value that is not finite
-                 settings:dict={},  # arguments that decide the course of the run, by name
+                 settings:dict|tuple=(), # `{name: value}`, arguments that decide the course of the run
                 ):
         check_counts(n_steps=n_steps)
         check_number('seed', seed, whole=True, least=0, below=2**63)
         self.n_steps, self.step, self.processes = n_steps, 0, processes
-        self.guard, self.settings = guard or Guard(), {k: plain(v) for k, v in settings.items()}
+        self.guard, self.settings = guard or Guard(), {k: plain(v) for k, v in dict(settings).items()}
         self.generator = torch.Generator(device).manual_seed(seed)
         self.parts = dict(guard=self.guard, generator=GeneratorState(self.generator))
 
