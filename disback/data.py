@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['POINT_SETS', 'DATA_NAMES', 'ring_means', 'grid_means', 'ring', 'grid', 'two_moons', 'checkerboard', 'spiral',
-           'pinwheel', 'split_indices', 'digits', 'as_sampler', 'Labels', 'labels_of', 'Data', 'placed_modes',
-           'load_data', 'full_name']
+           'pinwheel', 'split_indices', 'digits', 'as_sampler', 'Classes', 'Labels', 'labels_of', 'Data',
+           'placed_modes', 'load_data', 'full_name']
 
 # %% ../nbs/03_data.ipynb #63c62733
 import inspect, math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 import numpy as np
 import torch
-from .core import check_choice, check_counts
+from .core import check_choice, check_counts, check_number, check_that
 from .images import (LABEL_FILE, TORCHVISION, Files, Images, check_fit, collection, label_table,
                             official_splits)
 
@@ -201,18 +201,43 @@ def as_sampler(data:Any,   # sampler, function of n, samples `(n, *dims)`, (samp
     raise ValueError(f"cannot draw samples from a {type(data).__name__}: give `sample(n, generator)`, a "
                      "tensor (n, *dims), or a pair (x, labels); `from_dataset` reads a torchvision data set")
 
+# %% ../nbs/03_data.ipynb #5aa30002
+class Classes(int):
+    "A number of classes that knows how many samples each has, and what it is called."
+    def __new__(cls,
+                counts:Sequence[int], # samples of each class
+                names:Sequence[str]|None=None, # of the classes; None: their numbers
+               ):
+        counts = torch.as_tensor(counts).tolist()
+        good = isinstance(counts, list) and any(counts)
+        check_that(good, 'counts', counts, 'one number a class, not all zero')
+        for i, count in enumerate(counts): check_number(f'the count of class {i}', count, whole=True, least=0)
+        names = [*map(str, range(len(counts)))] if names is None else [*map(str, names)]
+        check_that(len(names) == len(counts), 'names', names, f'one a class, {len(counts)}')
+        self = super().__new__(cls, len(counts))
+        self.counts, self.names = tuple(counts), tuple(names)
+        return self
+
+    def __getnewargs__(self): return self.counts, self.names
+    def __repr__(self):
+        known = enumerate(zip(self.names, self.counts))
+        return ', '.join(f'{i}: {name} ({count:,})' for i, (name, count) in known)
+    def __str__(self): return int.__repr__(self)
+
 # %% ../nbs/03_data.ipynb #b028c0d7
 @dataclass(frozen=True)
 class Labels:
     "Draw class labels: `labels(n, generator=None) -> (n,)`, long, on the generator's device."
     n_classes:int            # labels are 0 to n_classes - 1
-    weights:tuple|None=None  # how often each comes, in any unit; None: all alike
+    weights:tuple|None=None  # how often each comes, in any unit; None: all alike that have samples
 
     def __post_init__(self):
         check_counts(n_classes=self.n_classes)
+        weights, counts = self.weights, getattr(self.n_classes, 'counts', (1,))
+        if weights is None and not all(counts): weights = [count > 0 for count in counts]
         object.__setattr__(self, 'n_classes', int(self.n_classes))
-        if self.weights is None: return
-        w = tuple(map(float, self.weights))
+        if weights is None: return
+        w = tuple(map(float, weights))
         object.__setattr__(self, 'weights', w)
         if len(w) != self.n_classes:
             raise ValueError(f"weights needs one number a class, got {len(w)} for {self.n_classes} classes")

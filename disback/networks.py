@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .core import check_choice, check_number, patch
+from .data import Classes
 from .diffusion import expand, precondition
 
 # %% ../nbs/05_networks.ipynb #f2f1b8e1
@@ -37,8 +38,11 @@ def describe(module:nn.Module # of a registered class
         raise ValueError(f"{name} is not a registered network (known: {', '.join(NETWORKS)}): decorate "
                          "its class with `register` and keep its arguments in `self.config`, or hand the "
                          "network in where it is needed")
-    args = {k: describe(v) if isinstance(v, nn.Module) else v for k, v in module.config.items()}
-    return {'name': name, 'args': args}
+    def said(value):
+        if isinstance(value, nn.Module): return describe(value)
+        if isinstance(value, Classes): return {'counts': [*value.counts], 'names': [*value.names]}
+        return value
+    return {'name': name, 'args': {k: said(v) for k, v in module.config.items()}}
 
 # %% ../nbs/05_networks.ipynb #fa9a5b15
 @contextmanager
@@ -58,7 +62,7 @@ def build(description:dict # what `describe` returned
     check_choice('network', name, NETWORKS | HOMES)
     if name not in NETWORKS: importlib.import_module(HOMES[name])
     def argument(value):
-        if isinstance(value, dict): return build(value)
+        if isinstance(value, dict): return Classes(**value) if 'counts' in value else build(value)
         return tuple(value) if isinstance(value, list) else value
     with in_words(f"the description of {name} does not fit its class"):
         return NETWORKS[name](**{k: argument(v) for k, v in description['args'].items()})
