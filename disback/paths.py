@@ -4,24 +4,21 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'FORMAT', 'VERSION', 'NUMBER', 'ROW', 'ANY', 'SEALED', 'Node', 'snapshot', 'DegradationPath', 'write_node',
-           'check_node', 'read_node', 'seal', 'at_most', 'shapes_of', 'build_for', 'read_nodes', 'shapes_in',
-           'check_nodes', 'read_manifest', 'open_path']
+           'check_node', 'read_node', 'seal', 'read_nodes', 'shapes_in', 'check_nodes', 'read_manifest', 'open_path']
 
 # %% ../nbs/21_paths.ipynb #805bd9e3
 import hashlib, json, math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from .core import check_regular, check_schema, patch, printable
-from .files import digest, file_digest, read_weights, save_tensors, write_json
+from .core import check_regular, check_schema, patch
+from .files import digest, file_digest, filled, read_weights, save_tensors, write_json
 from .networks import build, clone, describe
 from .runs import load_weights
 
@@ -139,40 +136,6 @@ def save(self:DegradationPath,
     manifest = dict(format=FORMAT, version=VERSION, network=network, teacher=teacher, nodes=rows)
     write_json(folder/MANIFEST, manifest | {'sha256': seal(manifest)})
 
-# %% ../nbs/21_paths.ipynb #5c41b002
-@contextmanager
-def at_most(n:int # tensors
-           )->Iterator[None]:
-    "Within the block, modules that have more parameters than this are not made."
-    left = n
-    def count(*_):
-        nonlocal left
-        left -= 1
-        if left < 0: raise ValueError(f"it describes a network of more than {n} tensors")
-    hook = register_module_parameter_registration_hook(count)
-    try: yield
-    finally: hook.remove()
-
-# %% ../nbs/21_paths.ipynb #5c41b003
-def shapes_of(weights:nn.Module|dict # a network, or tensors by name
-             )->dict[str,tuple]:     # by name
-    "The shapes of weights."
-    if isinstance(weights, nn.Module): weights = weights.state_dict()
-    return {k: tuple(v.shape) for k, v in weights.items()}
-
-def build_for(description:dict, # what `describe` returned
-              shapes:dict[str,tuple], # of the weights that are to be filled in, by name
-              what:str,         # what the weights are called in the message
-             )->nn.Module:      # with fresh weights
-    "Make a network from its description, if that is a network for these weights."
-    with torch.device('meta'), at_most(2 * len(shapes) + 9): there = shapes_of(build(description))
-    for k in sorted(there.keys() | shapes.keys()):
-        ours, theirs = there.get(k, 'absent'), shapes.get(k, 'absent')
-        if ours != theirs:
-            raise ValueError(f"{what} do not fit the network that is described beside them: "
-                             f"{printable(k)} is {theirs} there and {ours} in the network")
-    return build(description)
-
 # %% ../nbs/21_paths.ipynb #87311527
 NUMBER = int, float
 ROW = dict(index=int, step=int, drift=NUMBER, gap=NUMBER, sha256=str)
@@ -203,7 +166,7 @@ def shapes_in(file:Path # safetensors
 
 def check_nodes(folder:Path, # of a path
                 rows:list[dict], # of its manifest
-               )->dict[str,tuple]: # shapes of the weights of every node, by name
+               )->None:
     "Raise unless the files of all nodes are what was written, with the same shapes."
     files = [folder/f'node-{i:03d}.safetensors' for i in range(len(rows))]
     with ThreadPoolExecutor() as pool: [*pool.map(check_node, files, [row['sha256'] for row in rows])]
@@ -211,7 +174,6 @@ def check_nodes(folder:Path, # of a path
     for file, shapes in zip(files[1:], others):
         if shapes != first: raise ValueError(f"{file} holds weights of another network than {files[0]}: "
                                              "record the path again")
-    return first
 
 # %% ../nbs/21_paths.ipynb #5c41b006
 def read_manifest(file:Path # `path.json`
@@ -241,9 +203,10 @@ def open_path(folder:str|Path, # written by `DegradationPath.save`
         raise FileNotFoundError(f"{folder} holds no path (no {MANIFEST}): name one that `degrade` wrote")
     manifest = read_manifest(file)
     described, nodes = manifest['network'], read_nodes(folder, manifest['nodes'])
-    shapes = check_nodes(folder, manifest['nodes'])
+    check_nodes(folder, manifest['nodes'])
     if network is None and described is None:
         raise ValueError(f"{folder} was recorded with a network of your own: hand one in, "
                          "DegradationPath.open(folder, network=...)")
-    if network is None: network = build_for(described, shapes, f"the nodes in {folder}")
+    if network is None:
+        network = filled(lambda: build(described), nodes[0].weights(), f"the weights of node 0 in {folder}")
     return DegradationPath(network, nodes, manifest['sha256'])
