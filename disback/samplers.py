@@ -10,10 +10,10 @@ __all__ = ['slope', 'euler_step', 'heun_step', 'unit_noise', 'churn', 'sample_st
 import inspect, math
 from typing import Any, Callable, Iterator, Sequence
 import torch
-from .core import check_counts
+from .core import check_callables, check_counts, check_memory, check_number, check_that, stream
 from .data import Labels
-from .diffusion import expand, karras_sigmas
-from .networks import device_of
+from .diffusion import as_labels, check_alike, check_samples, expand, karras_sigmas
+from .networks import device_of, noise_range
 
 # %% ../nbs/06_samplers.ipynb #493199a7
 def slope(denoiser:Callable,  # `D(x, sigma, cond)`
@@ -22,7 +22,9 @@ def slope(denoiser:Callable,  # `D(x, sigma, cond)`
           cond:Any=None,      # whatever the denoiser takes
          )->torch.Tensor:     # `dx / dsigma`, `(B, *dims)`
     "Slope of the probability flow (EDM Algorithm 1, line 4)."
-    return (x - denoiser(x, sigma, cond)) / expand(sigma, x)
+    denoised = denoiser(x, sigma, cond)
+    check_alike(x=x, denoised=denoised)
+    return (x - denoised) / expand(sigma, x)
 
 # %% ../nbs/06_samplers.ipynb #b8334b13
 def euler_step(denoiser:Callable,   # `D(x, sigma, cond)`
@@ -53,9 +55,14 @@ def unit_noise(noise:torch.Tensor|Sequence[int], # unit noise `(B, *dims)`, or i
                dtype:torch.dtype|None=None, # its number type; None: torch's default
               )->torch.Tensor: # `(B, *dims)`
     "Unit noise as given, or drawn in the given shape."
-    if isinstance(noise, torch.Tensor): return noise
-    if not isinstance(noise, (tuple, list)) or not noise or not all(isinstance(n, int) for n in noise):
-        raise ValueError(f"expected unit noise (B, *dims) or its shape, such as (64, 2), got {noise!r}")
+    if isinstance(noise, torch.Tensor):
+        check_samples(noise, name='noise')
+        return noise
+    shape = isinstance(noise, (tuple, list)) and len(noise) > 0 and all(type(n) is int for n in noise)
+    check_that(shape, 'noise', noise, 'unit noise (B, *dims) or its shape, such as (64, 2)')
+    check_number('the number of samples', noise[0], whole=True, least=0)
+    check_counts(**{f'noise[{i}]': n for i, n in enumerate(noise) if i})
+    check_memory('the number of samples', noise[0], noise[1:])
     device = getattr(generator, 'device', 'cpu')
     return torch.randn(noise, generator=generator, device=device, dtype=dtype)
 
@@ -77,8 +84,9 @@ def sample_steps(denoiser:Callable, # `D(x, sigma, cond)`
                  noise:torch.Tensor|Sequence[int], # unit noise `(B, *dims)`, or its shape
                  step:Callable=heun_step, # `step(denoiser, x, sigma, sigma_next, cond)`
                  n_steps:int=18,          # steps, the last of them to zero noise
-                 sigma_min:float=0.002,   # smallest noise level before zero, data units
-                 sigma_max:float=80.,     # level to start from; it should drown the data
+                 sigma_min:float=0.002,   # smallest noise level before zero, data units, and
+                 sigma_max:float=80.,     # level to start from, which should drown the data; both are held
+                                          # to the range of the network (EDM's official sampler does so)
                  rho:float=7.,            # spacing of the levels, see `karras_sigmas`
                  cond:Any=None,           # whatever the denoiser takes
                  generator:torch.Generator|None=None, # where noise comes from, if any is drawn
@@ -88,10 +96,16 @@ def sample_steps(denoiser:Callable, # `D(x, sigma, cond)`
                  s_noise:float=1.,        # scale of the fresh noise
                 )->Iterator[tuple]:       # `(sigma, x)`: first the noise, last the samples at zero
     "Walk from noise to samples, level by level (EDM Algorithms 1 and 2)."
-    z = unit_noise(noise, generator)
+    check_callables(denoiser=denoiser, step=step)
+    check_counts(n_steps=n_steps)
+    for name, value in dict(s_churn=s_churn, s_tmin=s_tmin, s_noise=s_noise).items():
+        check_number(name, value, least=0)
+    z, (least, most) = unit_noise(noise, generator), noise_range(denoiser)
     if z is not noise: z = z.to(device_of(denoiser, z.device))
-    if isinstance(cond, torch.Tensor) and cond.ndim and len(cond) != len(z):
-        raise ValueError(f"every sample needs its condition, got {len(cond)} conditions for {len(z)} samples")
+    if cond is not None: cond = as_labels(cond, len(z)).to(z.device)
+    check_number('sigma_min', sigma_min, above=0)
+    check_number('sigma_max', sigma_max, above=least)
+    sigma_min, sigma_max = max(sigma_min, least), min(sigma_max, most)
     x = z * sigma_max
     sigmas = [*karras_sigmas(n_steps, sigma_min, sigma_max, rho).to(x), x.new_zeros(())]
     yield sigmas[0], x
@@ -145,6 +159,7 @@ def labels_for(network:Callable, # a network, with or without attribute `n_class
                cond:Callable|None=None, # `(n, generator) -> labels`; None: evenly over the network's classes
               )->Callable|None: # `(n, generator) -> labels`, or None if the network has no classes
     "How labels are drawn for a network."
+    check_callables(cond=cond)
     classes = getattr(network, 'n_classes', None)
     return cond if cond is not None or classes is None else Labels(classes)
 
@@ -160,13 +175,18 @@ def generate(module:Callable, # a student or a denoiser; a module computes where
     "Samples by noise or by seed, from whatever makes them."
     if not isinstance(noise, torch.Tensor):
         check_counts(n=noise)
-        generator, labels = torch.Generator().manual_seed(seed), labels_for(module)
+        check_that(hasattr(module, 'shape'), 'module', module, 'one that knows the `shape` of a sample')
+        check_memory('n', noise, module.shape)
+        generator, labels = torch.Generator().manual_seed(stream(seed, 'samples')), labels_for(module)
         noise = torch.randn(noise, *module.shape, generator=generator)
-        if cond is None and labels: cond = labels(len(noise), generator)
+        if cond is None and labels is not None: cond = labels(len(noise), generator)
+    check_samples(noise, getattr(module, 'shape', None), 'noise')
+    check_counts(batch=batch)
+    if cond is not None: cond = as_labels(cond, len(noise))
     if is_denoiser(module): call = lambda z, c: sample(module, z, cond=c, **options)
     else: call = module
     device, parts = device_of(module, noise.device), []
     for i in range(0, len(noise), batch):
         labels = None if cond is None else cond[i:i + batch].to(device)
         parts.append(call(noise[i:i + batch].to(device), labels).to(noise.device))
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else noise
