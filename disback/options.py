@@ -23,6 +23,7 @@ RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n'
           | dict.fromkeys(('seed', 'seeds'), dict(whole=True, least=0, below=2**62))
           | dict.fromkeys(('nodes', 'eval_n'), dict(whole=True, least=2))
           | dict(betas=dict(least=0, below=1), decay=dict(least=0, most=1), classes=dict(whole=True, least=0),
+                 skip_broken_images=dict(whole=True, least=0),
                  port=dict(whole=True, least=1, below=2**16)))
 
 # %% ../nbs/40_options.ipynb #19295dc9
@@ -151,6 +152,7 @@ class Pretrain(Stage):
     lr: float | None = None     # learning rate at the start
     size: int | None = None     # for a folder: side in pixels that images are resized to
     channels: int | None = None # for a folder: 1 (grey) or 3 (colour)
+    skip_broken_images: int = 0 # for a folder: leave out up to so many images that cannot be read, and say so
 
 # %% ../nbs/40_options.ipynb #67cb46ea
 @dataclass(kw_only=True)
@@ -164,7 +166,7 @@ class Import(FromRecipe):
     # for a folder of diffusers: what its network is, if its scheduler leaves that open
     kind: Literal['vp', 'edm', 'consistency'] | None = None
     data: str | None = None     # data that it was trained on, named as for pretrain; for evaluation
-    size: int | None = None     # for a folder: side in pixels that images are resized to; None: the network's
+    size: int | None = None     # for a folder: side in pixels that images are resized to; None: as they are
     resume: bool = False        # go on with the import in the folder
 
 # %% ../nbs/40_options.ipynb #e0bd39ed
@@ -203,6 +205,7 @@ class Backtrack(Stage):
     decay: float | None = None       # share of the run over which both rates fall to zero
     betas: tuple[float, float] | None = None # of Adam
     labels: str | None = None        # as for `degrade`
+    data: str | None = None          # data to measure against, again, where a folder or a download was named
     eval_every: int | None = None    # steps between two looks at the student; None: a twentieth of the run
     eval_n: int = 1000               # samples of a look
     reference: Path | None = None    # statistics file (.npz) of real images to measure against; None: data
@@ -245,6 +248,8 @@ class Evaluate(FromRecipe):
     run: Path                   # run folder of `backtrack`, `pretrain` or `import`
     n: int = 2000               # samples to draw for each seed (papers: 50,000)
     seeds: tuple[int, ...] = (0,) # of the noise; several give a mean and a deviation
+    data: str | None = None     # data to measure against, again, where a folder or a download was named
+    skip_broken_images: int = 0 # of the data: leave out up to so many that cannot be read, and say so
     # random convolutions for images, points as they are; or the Inception network, which makes it FID
     features: Literal['ours', 'inception'] = 'ours'
     reference: Path | None = None # statistics file (.npz) of real images, as EDM's; None: held-out data
@@ -270,6 +275,7 @@ class Statistics(Options):
     data: str                   # real images, a folder or zip archive; of official splits, those of training
     size: int | None = None     # side in pixels that images are resized to
     channels: int | None = None # 1 (grey) or 3 (colour)
+    skip_broken_images: int = 0 # leave out up to so many that cannot be read, and say so
     weights: Path | None = None # file of the Inception network; None: torch-fidelity's own download
     compute: Compute = field(default_factory=Compute) # where to compute
 
