@@ -18,8 +18,8 @@ from disback.pretraining import Pretraining
 from disback.runs import EMA
 
 BATCH, STEPS, EMA_STD, K = 16, 6, .1, 3
-# Weights of order 1 are rounded to 6e-8 of themselves at each of a few steps that move them by .01, and sums on
-# the way to a gradient round as much: 1e-5 of the movement. Ten times the worst that was seen, 2e-5.
+# Weights of order 1 are rounded to 6e-8 of themselves at each of a few steps that move them by .01, and sums
+# on the way to a gradient round as much: 1e-5 of the movement. Ten times the worst that was seen, 2e-5.
 OF_MOVEMENT = 2e-4
 NUMBERS = dict(rtol=1e-4, atol=1e-6)    # what a record says, of order 1, from the same weights
 LOSSES = "diff_instruct", "dmd", "sid"
