@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Iterator
 import tyro
+from .core import check_calls
 from .options import COMMANDS, Backtrack, Compare, Degrade, Demo, FromRecipe, Options, Pretrain, Run
 
 # %% ../nbs/46_cli.ipynb #150d2815
@@ -331,3 +332,6 @@ def main(args:list|None=None # what stands behind `disback`; None: as the proces
         if said is None: raise
         print(f'disback: {said}'.encode(errors='backslashreplace').decode(), file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+# %% ../nbs/46_cli.ipynb #c0ca1146
+check_calls(globals())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 import numpy as np
 import torch
-from .core import (check_choice, check_counts, check_number, check_regular, check_that, in_short,
+from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that, in_short,
                           printable)
 from .diffusion import as_labels
 from .images import (LABEL_FILE, TORCHVISION, Files, Images, check_fit, collection, label_table,
@@ -468,3 +468,6 @@ def full_name(name:str|Path, # a name as `load_data` takes it
     kind, _, folder = name.partition(':')
     if kind in TORCHVISION: return f"{kind}:{Path(folder or 'data').expanduser().resolve()}"
     return str(Path(name).expanduser().resolve())
+
+# %% ../nbs/03_data.ipynb #c0ca1103
+check_calls(globals())

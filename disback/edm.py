@@ -16,7 +16,7 @@ from typing import Any, Sequence
 import torch
 from torch import nn
 import torch.nn.functional as F
-from .core import check_choice, check_number, check_that, patch
+from .core import check_calls, check_choice, check_number, check_that, patch
 from .diffusion import as_labels, precondition
 from .files import filled, read_weights, readable
 from .networks import Preconditioned, in_words, register
@@ -544,3 +544,6 @@ def load_edm(file:str|Path,         # an official checkpoint (`.pkl`), or weight
         edm_shapes(**config)
         return filled(lambda: EDMNetwork(**config).eval(), weights, 'its weights')
     except ValueError as e: raise ValueError(f"{file}: {e}") from None
+
+# %% ../nbs/14_edm.ipynb #c0ca1114
+check_calls(globals())

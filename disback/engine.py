@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 import torch, torch._functorch.config
 from torch import nn
-from .core import (check_callables, check_choice, check_counts, check_memory, check_number, check_that,
+from .core import (check_calls, check_callables, check_choice, check_counts, check_memory, check_number, check_that,
                           patch, stream)
 from .diffusion import as_labels, denoising_loss, edm_noise, expand
 from .networks import check_network, device_of, in_words
@@ -382,3 +382,6 @@ def learn(self:Training, learner:Learner, last:bool,
     seen = {f'{learner.name}_loss': loss}
     if last: seen[f'{learner.name}_gradient'] = learner.update(self.step)
     return seen
+
+# %% ../nbs/10_engine.ipynb #c0ca1110
+check_calls(globals())

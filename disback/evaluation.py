@@ -15,7 +15,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 import torch
 from . import __version__
-from .core import check_choice, check_counts, check_number, patch, patch_property
+from .core import check_calls, check_choice, check_counts, check_number, patch, patch_property
 from .data import Data, digits
 from .files import digest, file_digest, read_weights, whole
 from .metrics import as_rows, features_for, frechet_from_moments, precision_recall
@@ -488,3 +488,6 @@ def digit_classifier()->Callable: # `(n, 1, 8, 8) -> (n,)`, classes
                              "give a classifier of such samples")
         return torch.from_numpy(machine.predict(x.detach().flatten(1).cpu().numpy()))
     return classify
+
+# %% ../nbs/32_evaluation.ipynb #c0ca1132
+check_calls(globals())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from .core import (check_choice, check_number, check_regular, check_that, in_short, patch,
+from .core import (check_calls, check_choice, check_number, check_regular, check_that, in_short, patch,
                           patch_property, printable)
 from .diffusion import as_labels
 
@@ -594,3 +594,6 @@ def collection(name:str, # one of `TORCHVISION`, alone or as in 'mnist:FOLDER'
         else: files = [reader.filename]
         raise ValueError(f"cannot read or download {kind} ({printable(' '.join(str(e).split())):.200}): "
                          f"put the official {', '.join(files)} into {printable(folder)}") from None
+
+# %% ../nbs/02_images.ipynb #c0ca1102
+check_calls(globals())

@@ -9,7 +9,7 @@ __all__ = ['squared', 'GaussianMixture', 'ring_mixture', 'grid_mixture', 'Finite
 import math
 import torch
 from torch import nn
-from .core import check_counts, check_memory, check_that, patch
+from .core import check_calls, check_counts, check_memory, check_that, patch
 from .data import ring_means, grid_means
 from .diffusion import check_samples, expand
 from .networks import in_words
@@ -155,3 +155,6 @@ class FiniteSample(nn.Module):
     def forward(self, x:torch.Tensor, sigma:torch.Tensor, cond:None=None)->torch.Tensor: # `(B, *dims)`
         "The exact denoiser: a softmax-weighted mean of the points."
         return (x.double() + self.step(x, sigma)).to(x.dtype)
+
+# %% ../nbs/11_mixtures.ipynb #c0ca1111
+check_calls(globals())

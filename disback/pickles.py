@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import torch
-from .core import check_that
+from .core import check_calls, check_that
 from .files import as_path
 
 # %% ../nbs/13_pickles.ipynb #ad6b0453
@@ -455,3 +455,6 @@ def read_checkpoint(source:str|Path|bytes, # path of an official `.pkl`, or its 
         class_name, state = _network(tree[key], key)
         return PickledModule(class_name, *_init_arguments(state), _tensors(tree[key], key))
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
+
+# %% ../nbs/13_pickles.ipynb #c0ca1113
+check_calls(globals())

@@ -14,7 +14,7 @@ import inspect, math, re
 from pathlib import Path
 from typing import Any, Sequence
 import torch
-from .core import check_choice, check_number, check_that, in_short, patch, printable
+from .core import check_calls, check_choice, check_number, check_that, in_short, patch, printable
 from .data import Classes
 from .diffusion import as_labels, precondition
 from .edm import check_list
@@ -385,3 +385,6 @@ def load_pipeline(folder:str|Path,    # of a pipeline, or of its U-Net alone
     if config and isinstance(named := index.get('scheduler'), list): config['_class_name'] = named[-1]
     with in_words(f"{printable(folder)} does not describe a U-Net with its scheduler, get it anew"):
         return from_unet(read_unet(unet), config, kind, **facts)
+
+# %% ../nbs/15_pipelines.ipynb #c0ca1115
+check_calls(globals())
