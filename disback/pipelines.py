@@ -253,8 +253,8 @@ def check_known(name:str,    # of a scheduler
     for key, value in config.items():
         strange = key not in known and key[:1] != '_'
         if strange or value not in (OTHERWISE.get(key, value), None):
-            raise ValueError(f"the configuration of {name} says {printable(key)[:60]} = {in_short(value)}, of "
-                             "which nothing is known here: give `kind=` if it is about drawing alone")
+            raise ValueError(f"the configuration of {name} says {printable(key)[:60]} = {in_short(value)}, "
+                             "of which nothing is known here: give `kind=` if it is about drawing alone")
 
 # %% ../nbs/15_pipelines.ipynb #15f11e01
 def scheduler_facts(scheduler:Any, # scheduler, or the content of its `scheduler_config.json`
