@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 import torch
 from torch import nn
-from .core import check_counts, check_number, patch, patch_property, defaults
+from .core import check_calls, check_counts, check_number, patch, patch_property, defaults
 from .diffusion import expand
 from .engine import Engine, Learner, Training
 from .losses import get_loss
@@ -278,3 +278,6 @@ def advance(self:Backtracking)->BacktrackingStep:
 ARMS = {'disback': lambda path: dict(path=path),              # walk the whole path
         'diff-instruct': lambda path: dict(path=path[:1]),    # target the teacher, start the fake score there
         'warm-start': lambda path: dict(path=path[:1], fake=path.denoiser(-1))}    # start it at the far end
+
+# %% ../nbs/24_backtracking.ipynb #c0ca1124
+check_calls(globals())

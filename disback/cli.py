@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Iterator
 import tyro
+from .core import check_calls
 from .options import COMMANDS, Backtrack, Compare, Degrade, Demo, FromRecipe, Options, Pretrain, Run
 
 # %% ../nbs/46_cli.ipynb #150d2815
@@ -390,3 +391,6 @@ def main(args:list|None=None # what stands behind `disback`; None: as the proces
         if said is None: raise
         tell(said)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+# %% ../nbs/46_cli.ipynb #c0ca1146
+check_calls(globals())

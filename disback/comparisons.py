@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import disback
 from .backtracking import ARMS, Adaptive, Backtracking, Proportional, backtracking_passes, chasing_adam
-from .core import (Table, check_choice, check_counts, check_number, check_regular, check_schema,
+from .core import (check_calls, Table, check_choice, check_counts, check_number, check_regular, check_schema,
                           check_that, defaults, stream)
 from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift, Every
@@ -589,3 +589,6 @@ def show_comparison(rows:list[dict],           # what `compare` returned
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc='outside upper center', ncols=min(3, len(arms)),
                fontsize=8, frameon=False, title=title, title_fontsize=8)
     return fig
+
+# %% ../nbs/31_comparisons.ipynb #c0ca1131
+check_calls(globals())

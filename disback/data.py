@@ -4,21 +4,46 @@
 
 # %% auto #0
 __all__ = ['POINT_SETS', 'DATA_NAMES', 'ring_means', 'grid_means', 'ring', 'grid', 'two_moons', 'checkerboard', 'spiral',
-           'pinwheel', 'split_indices', 'digits', 'as_sampler', 'Classes', 'Labels', 'labels_of', 'Data',
+           'pinwheel', 'split_indices', 'digits', 'as_sampler', 'Classes', 'Labels', 'classes_of', 'labels_of', 'Data',
            'placed_modes', 'load_data', 'full_name']
 
 # %% ../nbs/03_data.ipynb #63c62733
-import inspect, math
+import hashlib, inspect, math, unicodedata, warnings, zlib
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, Callable, Sequence
 import numpy as np
 import torch
-from .core import check_choice, check_counts, check_number, check_that
+from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that, in_short,
+                          printable)
+from .diffusion import as_labels
 from .images import (LABEL_FILE, TORCHVISION, Files, Images, check_fit, collection, label_table,
                             official_splits)
 
+# %% ../nbs/03_data.ipynb #5aa50001
+def _on(generator): # arguments of `torch.rand` and its like
+    good = generator is None or isinstance(generator, torch.Generator)
+    check_that(good, 'generator', generator, "a torch.Generator, or None for torch's own")
+    return dict(generator=generator, device=getattr(generator, 'device', 'cpu'))
+
+def _check_n(n): check_number('n', n, whole=True, least=0, most=10**9)
+
+def _checked(f):
+    "Check the numbers that a function is called with, by its annotations."
+    signature = inspect.signature(f)
+    @wraps(f)
+    def checked(*args, **kwargs):
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            count = signature.parameters[name].annotation is int
+            if name == 'n': _check_n(value)
+            elif count: check_number(name, value, whole=True, least=1, most=1000)
+            elif name != 'generator': check_number(name, value, least=0 if name == 'std' else -math.inf)
+        return f(*args, **kwargs)
+    return checked
+
 # %% ../nbs/03_data.ipynb #46eb349b
+@_checked
 def ring_means(k:int=8,         # number of modes
                radius:float=4., # distance of the modes from the origin
               )->torch.Tensor:  # centres `(K, 2)`, the first on the right, then anticlockwise
@@ -27,6 +52,7 @@ def ring_means(k:int=8,         # number of modes
     return radius * torch.stack([angle.cos(), angle.sin()], 1)
 
 # %% ../nbs/03_data.ipynb #2adbd1e9
+@_checked
 def grid_means(side:int=5,       # modes along one side
                spacing:float=2., # distance of neighbouring modes
               )->torch.Tensor:   # centres `(K, 2)` with K = side**2, row by row
@@ -35,9 +61,6 @@ def grid_means(side:int=5,       # modes along one side
     return torch.cartesian_prod(axis, axis)
 
 # %% ../nbs/03_data.ipynb #acae0e3a
-def _on(generator): # arguments of `torch.rand` and its like
-    return dict(generator=generator, device=getattr(generator, 'device', 'cpu'))
-
 def _rand(generator, *shape): return torch.rand(shape, **_on(generator))
 
 def _randn(generator, *shape): return torch.randn(shape, **_on(generator))
@@ -49,6 +72,7 @@ def _around(means, std, n, generator):
     return means.to(noise.device)[(_rand(generator, n) * len(means)).long()] + std * noise
 
 # %% ../nbs/03_data.ipynb #5f809fec
+@_checked
 def ring(n:int,           # number of points
          generator:torch.Generator|None=None, # where the randomness comes from
          k:int=8,         # number of modes
@@ -59,6 +83,7 @@ def ring(n:int,           # number of points
     return _around(ring_means(k, radius), std, n, generator)
 
 # %% ../nbs/03_data.ipynb #4bc2ed33
+@_checked
 def grid(n:int,            # number of points
          generator:torch.Generator|None=None, # where the randomness comes from
          side:int=5,       # modes along one side
@@ -69,6 +94,7 @@ def grid(n:int,            # number of points
     return _around(grid_means(side, spacing), std, n, generator)
 
 # %% ../nbs/03_data.ipynb #2a295edd
+@_checked
 def two_moons(n:int,          # number of points
               generator:torch.Generator|None=None, # where the randomness comes from
               std:float=0.15, # noise across the arcs
@@ -80,18 +106,21 @@ def two_moons(n:int,          # number of points
     return 2.5 * torch.where(flip, -arc, arc) + std * _randn(generator, n, 2)
 
 # %% ../nbs/03_data.ipynb #a58cbb42
+@_checked
 def checkerboard(n:int,          # number of points
                  generator:torch.Generator|None=None, # where the randomness comes from
                  side:int=4,     # squares along one side, even
                  width:float=2., # side of one square
                 )->torch.Tensor: # points `(n, 2)`
     "Draw from every other square of a board, evenly filled."
+    check_that(side % 2 == 0, 'side', side, 'even')
     u = _rand(generator, n, 3)
     row, at = (u[:, 0] * side).floor(), u[:, 1] * (side // 2)
     corner = torch.stack([2 * at.floor() + row % 2, row], 1)
     return width * (corner + torch.stack([at % 1, u[:, 2]], 1) - side / 2)
 
 # %% ../nbs/03_data.ipynb #7bdd839f
+@_checked
 def spiral(n:int,           # number of points
            generator:torch.Generator|None=None, # where the randomness comes from
            turns:float=1.5, # how often an arm goes round
@@ -107,6 +136,7 @@ def spiral(n:int,           # number of points
     return arc + std * _randn(generator, n, 2)
 
 # %% ../nbs/03_data.ipynb #9b71f604
+@_checked
 def pinwheel(n:int,           # number of points
              generator:torch.Generator|None=None, # where the randomness comes from
              arms:int=5,      # number of arms
@@ -126,11 +156,12 @@ POINT_SETS = dict(ring=ring, grid=grid, two_moons=two_moons, checkerboard=checke
                   pinwheel=pinwheel)
 
 # %% ../nbs/03_data.ipynb #fe358046
-def split_indices(y:torch.Tensor|int, # class of each sample, `(n,)` long, or just their number n
+def split_indices(y:torch.Tensor, # class of each sample, `(n,)` long
                   n_test:int, # how many to hold out
                  )->tuple:    # indices of the training samples and of those held out, each ascending
     "Split samples, each class in proportion; the same arguments always give the same split."
-    if isinstance(y, int): y = torch.zeros(y, dtype=torch.long)
+    y = as_labels(y, len(y))
+    check_number('n_test', n_test, whole=True, least=1, most=len(y))
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(y)))
     order = order[y[order].argsort(stable=True)]                # by class, random within a class
     test = torch.zeros(len(y), dtype=torch.bool)
@@ -153,27 +184,27 @@ def digits(split:str='train', # 'train' (1,197 images), 'test' (600) or 'all' (1
 def _draws(x, cond=None):
     "Draw with replacement from samples that can be indexed by a tensor."
     def sample(n, generator=None):
+        _check_n(n)
         i = torch.randint(len(x), (n,), **_on(generator)).to(x.device)
         return x[i] if cond is None else (x[i], cond[i])
     return sample
 
+def _samples(x, cond):
+    "Samples and their labels, once they are found to be such; of torch's default type."
+    x = torch.as_tensor(x)
+    good = x.ndim > 1 and x.is_floating_point()
+    check_that(good, 'samples', x, 'floating point, of shape (n, *dims); convert images to [-1, 1]')
+    x = x.to(torch.get_default_dtype())
+    return x, None if cond is None else as_labels(cond, len(x)).to(x.device)
+
 # %% ../nbs/03_data.ipynb #485938b5
 def _stored(x, cond=None):
     "Draw with replacement from arrays, once they are found to be samples."
-    x = torch.as_tensor(x)
-    if x.ndim < 2 or len(x) == 0:
-        raise ValueError(f"stored samples must have shape (n, *dims) with n > 0, got {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"stored samples must be floating point, got {x.dtype}: convert them, images to "
-                         "[-1, 1]")
+    x, cond = _samples(x, cond)
+    check_that(len(x) > 0, 'samples', x, 'at least one')
     if not x.isfinite().all():
         raise ValueError("stored samples hold values that are not finite: remove those samples")
-    if cond is not None:
-        cond = torch.as_tensor(cond, device=x.device)
-        if cond.ndim == 0 or len(cond) != len(x):
-            raise ValueError(f"every sample needs its condition, got {len(x)} samples and conditions of "
-                             f"shape {tuple(cond.shape)}")
-    return _draws(x.float(), cond)
+    return _draws(x, cond)
 
 # %% ../nbs/03_data.ipynb #684f91d4
 def _called(f):
@@ -191,15 +222,23 @@ def _called(f):
     return lambda n, generator=None: f(n)
 
 # %% ../nbs/03_data.ipynb #5aded2b0
-def as_sampler(data:Any,   # sampler, function of n, samples `(n, *dims)`, (samples, conditions), or `Images`
-              )->Callable: # `sample(n, generator=None) -> x`, or `-> (x, cond)`
+def as_sampler(data:Any,   # sampler, function of n, samples `(n, *dims)`, (samples, labels), or `Images`
+              )->Callable: # `sample(n, generator=None) -> x`, or `-> (x, labels)`, labels `(n,)`, long
     "Make a sampler of whatever holds the data."
     if isinstance(data, (torch.Tensor, np.ndarray)): return _stored(data)
     if isinstance(data, Images): return _draws(data)
     if isinstance(data, (tuple, list)) and len(data) == 2: return _stored(*data)
-    if callable(data): return _called(data)
-    raise ValueError(f"cannot draw samples from a {type(data).__name__}: give `sample(n, generator)`, a "
-                     "tensor (n, *dims), or a pair (x, labels); `from_dataset` reads a torchvision data set")
+    if not callable(data):
+        raise ValueError(f"cannot draw samples from a {type(data).__name__}: give `sample(n, generator)`, a "
+                         "tensor (n, *dims), or a pair (x, labels); `from_dataset` reads a torchvision data "
+                         "set")
+    draw = _called(data)
+    def sample(n, generator=None):
+        _check_n(n)
+        drawn = draw(n, generator)
+        x, cond = _samples(*drawn) if isinstance(drawn, (tuple, list)) else _samples(drawn, None)
+        return x if cond is None else (x, cond)
+    return sample
 
 # %% ../nbs/03_data.ipynb #5aa30002
 class Classes(int):
@@ -212,7 +251,7 @@ class Classes(int):
         good = isinstance(counts, list) and any(counts)
         check_that(good, 'counts', counts, 'one number a class, not all zero')
         for i, count in enumerate(counts): check_number(f'the count of class {i}', count, whole=True, least=0)
-        names = [*map(str, range(len(counts)))] if names is None else [*map(str, names)]
+        names = [*map(printable, range(len(counts)) if names is None else names)]
         check_that(len(names) == len(counts), 'names', names, f'one a class, {len(counts)}')
         self = super().__new__(cls, len(counts))
         self.counts, self.names = tuple(counts), tuple(names)
@@ -252,22 +291,28 @@ class Labels:
         return torch.searchsorted((up_to / up_to[-1]).float().to(u.device), u, right=True)
 
 # %% ../nbs/03_data.ipynb #651cac71
-def labels_of(source:str|Path, # folder or zip archive of images, `dataset.json`, or one of `TORCHVISION`
-             )->Labels:        # with the counts of its classes, of the official training split if any
-    "Count the classes of a data set; no image is decoded."
-    path = Path(source).expanduser()
-    if str(source).partition(':')[0] in TORCHVISION: _, y, _ = collection(str(source))[0].labelled()
+def classes_of(source:str|Path, # folder or zip archive of images, `dataset.json`, or one of `TORCHVISION`
+              )->Classes:       # of the official training split if there is one
+    "Name and count the classes of a data set; no image is decoded."
+    check_that(isinstance(source, (str, Path)), 'source', source, 'the path or the name of a data set')
+    path, names = Path(source).expanduser(), None
+    if str(source).partition(':')[0] in TORCHVISION: _, y, names = collection(str(source))[0].labelled()
     elif path.suffix == '.json' and path.is_file():
-        table = label_table(path.read_bytes(), path)
+        table = label_table(check_regular(path, 2**28).read_bytes(), path)
         y = torch.tensor([*table.values()]) if table else None
     else:
         files = Files(path)
-        _, y, _ = files.labelled((official_splits(files) or [''])[0])
+        _, y, names = files.labelled((official_splits(files) or [''])[0])
     if y is None:
-        raise ValueError(f"{source} has no labels: sort its images into one sub-folder a class, or give it a "
-                         f"{LABEL_FILE}")
-    counts = y.bincount()
-    return Labels(len(counts), counts)
+        raise ValueError(f"{printable(source)} has no labels: sort its images into one sub-folder a class, "
+                         f"or give it a {LABEL_FILE}")
+    return Classes(y.bincount(minlength=len(names or ())), names)
+
+def labels_of(source:str|Path, # as for `classes_of`
+             )->Labels:        # which come as often as there
+    "Draw the labels of a data set; no image is decoded."
+    classes = classes_of(source)
+    return Labels(classes, classes.counts)
 
 # %% ../nbs/03_data.ipynb #62084b74
 @dataclass(frozen=True)
@@ -277,75 +322,105 @@ class Data:
     shape:tuple              # shape of one sample, `dims`
     sample:Callable          # `sample(n, generator=None) -> x` to train on; `-> (x, label)` if `n_classes`
     held_out:Callable        # `held_out(n, generator=None) -> x`: never trained on, at most all there are
-    n_classes:int|None=None  # number of classes that `sample` gives labels of; None: it gives samples alone
+    n_classes:Classes|None=None # the classes that `sample` gives labels of; None: it gives samples alone
     labels:Labels|None=None  # how often `sample` gives each label; None: it gives none
+    fingerprint:str=''       # SHA-256 of what there is and how it is split; nothing: not known
+
+    def __post_init__(self):
+        good = isinstance(self.shape, (tuple, list)) and len(self.shape) > 0
+        check_that(good, 'shape', self.shape, 'the lengths of one sample, such as (2,)')
+        check_counts(**{f'shape[{i}]': n for i, n in enumerate(self.shape)})
+        for name in ('sample', 'held_out'):
+            f = getattr(self, name)
+            check_that(callable(f), name, f, 'a function `(n, generator=None) -> x`')
 
 # %% ../nbs/03_data.ipynb #8643867c
 def _without_replacement(x):
     "Draw distinct stored samples; asked for more than there are, give all."
     def held_out(n, generator=None):
-        if n >= len(x): return x[:]
-        return x[torch.randperm(len(x), **_on(generator))[:n].to(x.device)]
+        _check_n(n)
+        i = torch.randperm(len(x), **_on(generator))[:n].to(x.device)
+        if n >= len(x): i = i.sort().values
+        drawn = x[i]
+        return drawn[x.sound(i)] if isinstance(x, Images) else drawn
     return held_out
 
+# %% ../nbs/03_data.ipynb #5aa50004
+def _digest(*lines): # -> SHA-256 of texts
+    whole = '\0'.join(unicodedata.normalize('NFC', str(line)) + '\n' for line in lines)
+    return hashlib.sha256(whole.encode('utf8', 'surrogateescape')).hexdigest()
+
+def _lines(title, x, y):
+    "What tells whether samples and their labels are still the same, a line each."
+    marks = x.marks() if isinstance(x, Images) else [zlib.crc32(row.contiguous().numpy()) for row in x]
+    labels = [''] * len(x) if y is None else y.tolist()
+    return [title, *(f'{mark}\0{label}' for mark, label in zip(marks, labels))]
+
 # %% ../nbs/03_data.ipynb #3f8d21d9
-def _from_splits(name, train, test, labels, n_classes=None):
+def _from_splits(name, train, test, labels, n_classes=None, names=None):
     "Make `Data` of two sets of images, tensors or `Images`, with or without labels."
-    x, y = train
-    data = Data(name, tuple(x.shape)[-3:], _draws(x), _without_replacement(test))
+    (x, y), (x_test, y_test) = train, test
+    fingerprint = _digest(*_lines('train', x, y), *_lines('held out', x_test, y_test))
+    data = Data(name, tuple(x.shape)[-3:], _draws(x), _without_replacement(x_test), fingerprint=fingerprint)
     if not labels: return data
     if y is None:
-        raise ValueError(f"{name} has no labels, because its images are not in sub-folders: sort them into "
-                         "one sub-folder a class, or ask for none")
-    counts = y.bincount(minlength=n_classes or 0)
-    return replace(data, sample=_draws(x, y), n_classes=len(counts), labels=Labels(len(counts), counts))
+        raise ValueError(f"{printable(name)} has no labels, because its images are not in sub-folders: sort "
+                         "them into one sub-folder a class, or ask for none")
+    classes = Classes(y.bincount(minlength=n_classes or 0), names)
+    return replace(data, sample=_draws(x, y), n_classes=classes, labels=Labels(classes, classes.counts))
 
 # %% ../nbs/03_data.ipynb #5501931c
 def placed_modes(name:str, # such as 'modes:-2,0/2,0'
                 )->Callable: # `sample(n, generator=None) -> (n, 2)`
     "Sample Gaussians of standard deviation 0.3 at given points of the plane."
-    points = name.removeprefix('modes:').split('/')
+    points = str(name).removeprefix('modes:').split('/')
     try: means = torch.tensor([[float(v) for v in p.split(',')] for p in points])
     except ValueError: means = torch.empty(0)
     if means.shape[1:] != (2,) or not means.isfinite().all():
-        raise ValueError(f"{name!r} places no modes: expected points of the plane, two finite numbers each, "
-                         "such as modes:-2,0/2,0/0,3")
+        raise ValueError(f"{in_short(name)} places no modes: expected points of the plane, two finite "
+                         "numbers each, such as modes:-2,0/2,0/0,3")
     modes = _draws(means)
     return lambda n, generator=None: modes(n, generator) + .3 * _randn(generator, n, 2)
+
+# %% ../nbs/03_data.ipynb #5aa50005
+def _is_held_out(names):
+    "Whether images are held out, `(n,)` bool: a fifth, chosen by their names, at least one and never all."
+    if len(names) < 2:
+        raise ValueError(f"{printable(names[0])} is the only image: at least two are needed, one to train on "
+                         "and one to hold out")
+    at = torch.tensor([int(_digest(name)[:13], 16) / 16**13 for name in names], dtype=torch.float64)
+    return (at < .2) & (at < at.max()) | (at == at.min())
 
 # %% ../nbs/03_data.ipynb #c07e46ac
 def _split(name, load):
     "Training and held-out `Images` of a folder or archive."
     files = Files(name)
-    if splits := official_splits(files): return [load(files, within) for within in splits]
+    if splits := official_splits(files):
+        parts = [load(files, within) for within in splits]
+        if others := len(files.names) - sum(map(len, parts)):
+            warnings.warn(f"{printable(name)}: {printable(splits[0])} is trained on and "
+                          f"{printable(splits[1])} held out; {others:,} images elsewhere are not used")
+        return parts
     images = load(files)
-    n = len(images)
-    if n < 2:
-        raise ValueError(f"{name} holds one image: at least two are needed, one to train on and one to "
-                         "hold out")
-    at = split_indices(n if images.labels is None else images.labels, max(1, round(n / 5)))
-    return [images.only(i) for i in at]
+    out = _is_held_out(images.names)
+    return [images.only(part.nonzero()[:, 0]) for part in (~out, out)]
 
-# %% ../nbs/03_data.ipynb #6d91f38c
+# %% ../nbs/03_data.ipynb #5aa50008
 DATA_NAMES = (*POINT_SETS, 'digits')
 
-def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/x,y/..., or a folder or zip archive
-              labels:bool=False,  # whether the training sampler gives labels too
-              size:int|None=None, # for images: side in pixels that the middle square is resized to
-              channels:int|None=None,   # for images: 1 (grey) or 3 (colour); None: as they are
-              resample:str='lanczos',   # for images: one of `RESAMPLE`
-              memory:int=2**31,         # for images: keep decoded ones up to so many bytes
-             )->Data:
-    "Load data by its name; of images without official splits, a fixed fifth is held out."
-    name = str(name)
-    if name in POINT_SETS or name.startswith('modes:'):
-        if labels: raise ValueError(f"{name} has no labels: ask for none")
-        sample = POINT_SETS.get(name) or placed_modes(name)
-        return Data(name, (2,), sample, sample)
-    if name == 'digits': return _from_splits(name, digits('train'), digits('test')[0], labels)
-    load = lambda source, within='': Images(source, size, channels, resample, within, memory)
+def _exists(name): # whether there is such a file; no name is too odd to ask
+    try: return Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError): return False
+
+def _formula(name): # of generated points
+    if name not in POINT_SETS: return placed_modes(name), name
+    defaults = inspect.signature(POINT_SETS[name]).parameters.values()
+    numbers = [f'{p.name}={p.default}' for p in defaults if p.name not in ('n', 'generator')]
+    return POINT_SETS[name], ' '.join([name, *numbers])
+
+def _load_images(name, labels, load):
     if name.partition(':')[0] in TORCHVISION: train, test = map(load, collection(name))
-    elif Path(name).expanduser().exists(): train, test = _split(name, load)
+    elif _exists(name): train, test = _split(name, load)
     else:
         others = ', or the path of a folder of images or a zip archive of them'
         check_choice('data', name, (*DATA_NAMES, *TORCHVISION), others)
@@ -353,14 +428,46 @@ def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/x,y/...
         n = min(len(part), 50)
         part[torch.arange(n) * len(part) // n] # decoded now
     check_fit(test.shape, test.names[0], train.shape, train.names[0])
-    return _from_splits(name, (train, train.labels), test, labels, train.n_classes)
+    parts = (train, train.labels), (test, test.labels)
+    return _from_splits(name, *parts, labels, train.n_classes, train.classes)
+
+# %% ../nbs/03_data.ipynb #6d91f38c
+def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/x,y/..., or a folder or zip archive
+              labels:bool=False,  # whether the training sampler gives labels too
+              size:int|None=None, # for images: side in pixels that the middle square is resized to
+              channels:int|None=None,   # for images: 1 (grey) or 3 (colour); None: as they are
+              resample:str='lanczos',   # for images: one of `RESAMPLE`
+              memory:int=2**31,         # for images: keep decoded ones up to so many bytes
+              skip_broken:int=0,        # for images: leave out so many that cannot be read, rather than stop
+              fingerprint:str|None=None, # raise unless the data are those that had it
+             )->Data:
+    "Load data by its name; of images without official splits, a fixed fifth is held out."
+    check_that(isinstance(name, (str, Path)), 'data', name, 'the name or the path of data')
+    check_that(isinstance(labels, bool), 'labels', labels, 'True or False')
+    name = str(name)
+    if name in POINT_SETS or name.startswith('modes:'):
+        check_that(not labels, 'labels', labels, f'False: {in_short(name)} has none')
+        sample, formula = _formula(name)
+        data = Data(name, (2,), sample, sample, fingerprint=_digest(formula))
+    elif name == 'digits': data = _from_splits(name, digits('train'), digits('test'), labels, 10)
+    else: data = _load_images(name, labels, lambda source, within='': Images(
+        source, size, channels, resample, within, memory, skip_broken=skip_broken))
+    for what, value, has in zip(('channels', 'size'), (channels, size), (data.shape[0], data.shape[-1])):
+        check_that(value in (None, has), what, value, f'{has}, as {in_short(name)} has it, or left out')
+    if fingerprint in (None, data.fingerprint): return data
+    raise ValueError(f"{printable(name)} holds other data than before (fingerprint {data.fingerprint[:8]}, "
+                     f"expected {in_short(fingerprint)[:9]}): restore them, or start anew with these")
 
 # %% ../nbs/03_data.ipynb #e47735c3
-def full_name(name:str, # a name as `load_data` takes it
+def full_name(name:str|Path, # a name as `load_data` takes it
              )->str:    # one by which it finds the same data from any working folder
     "Make the paths in a name of data absolute."
+    check_that(isinstance(name, (str, Path)), 'data', name, 'the name or the path of data')
     name = str(name)
     if name in DATA_NAMES or name.startswith('modes:'): return name
     kind, _, folder = name.partition(':')
     if kind in TORCHVISION: return f"{kind}:{Path(folder or 'data').expanduser().resolve()}"
     return str(Path(name).expanduser().resolve())
+
+# %% ../nbs/03_data.ipynb #c0ca1103
+check_calls(globals())

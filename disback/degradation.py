@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import torch
 from torch import nn
-from .core import check_counts, check_number, patch, patch_property, defaults
+from .core import check_calls, check_counts, check_number, patch, patch_property, defaults
 from .diffusion import expand
 from .engine import Engine, Learner, Training
 from .networks import build, clone, describe, device_of
@@ -262,3 +262,6 @@ def path(self:Degradation)->DegradationPath: # as far as it was recorded, its ne
     else: network = clone(self.degraded, trainable=False).cpu()
     load_weights(network, nodes[0].weights(), 'the weights of the teacher')
     return DegradationPath(network.requires_grad_(False), nodes)
+
+# %% ../nbs/22_degradation.ipynb #c0ca1122
+check_calls(globals())

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Sequence
 import torch
-from .core import check_counts, check_memory, check_number, check_that, in_short
+from .core import check_calls, check_counts, check_memory, check_number, check_that, in_short
 
 # %% ../nbs/01_diffusion.ipynb #4b609d17
 def expand(sigma:torch.Tensor|float, # noise level, `()` or `(B,)`
@@ -208,3 +208,6 @@ def denoising_loss(denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
     "Weighted squared error of a denoiser (EDM eq. 2 and 8)."
     check_alike(denoised=denoised, x0=x0)
     return (edm_weight(expand(sigma, x0), sigma_data) * (denoised - x0)**2).mean()
+
+# %% ../nbs/01_diffusion.ipynb #c0ca1101
+check_calls(globals())

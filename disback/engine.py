@@ -9,11 +9,12 @@ __all__ = ['MODES', 'Processes', 'join', 'Engine', 'tolerated', 'Learner', 'Trai
 import gc, os, warnings
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
-import torch
+import torch, torch._functorch.config
 from torch import nn
-from .core import check_choice, check_counts, check_number, patch
-from .diffusion import denoising_loss, edm_noise, expand
-from .networks import device_of
+from .core import (check_calls, check_callables, check_choice, check_counts, check_memory, check_number, check_that,
+                          patch, stream)
+from .diffusion import as_labels, denoising_loss, edm_noise, expand
+from .networks import check_network, device_of, in_words
 from .runs import EMA, Guard, OneProcess, Run, adam, decayed, load_weights
 
 # %% ../nbs/10_engine.ipynb #fd46ddac
@@ -119,8 +120,13 @@ class Engine:
 
     def __post_init__(self):
         check_choice('precision', self.precision, ('fp32', 'tf32', 'bf16'))
-        if isinstance(self.compile, str): check_choice('mode of compilation', self.compile, MODES)
-        check_counts(pieces=self.pieces)
+        check_choice('mode of compilation', self.compile, (False, True, *MODES))
+        check_counts(pieces=self.pieces, look_every=1 if self.look_every is None else self.look_every)
+        for name, value in vars(self).items():
+            flag = isinstance(getattr(Engine, name, None), bool) and name != 'compile'
+            check_that(not flag or isinstance(value, bool), name, value, 'True or False')
+        with in_words(f'device must be one that this machine has, got {self.device!r}'):
+            if self.device is not None: torch.empty(0, device=self.device)
         self.tolerate = tolerated(self.on_nonfinite)
         self.processes = join(self.shard, self.sharded_checkpoints)
         if self.precision == 'tf32':
@@ -155,11 +161,15 @@ def place(self:Engine, module:nn.Module, bf16:bool=False)->nn.Module: # the modu
 
 # %% ../nbs/10_engine.ipynb #5ac8d0de
 @patch
-def callable_of(self:Engine, module:nn.Module, bf16:bool=False)->Callable: # called with its arguments
+def callable_of(self:Engine, module:nn.Module, bf16:bool=False,
+                twice:bool=False, # whether gradients go back through a call more than once (SiD)
+               )->Callable: # called with its arguments
     "A network as it is called in a step: compiled, in the chosen precision, with float32 results."
     mode = 'default' if self.compile is True else self.compile
     if mode == 'aot_eager': module = torch.compile(module, backend=mode)
     elif mode: module = torch.compile(module, mode=mode)
+    if mode and twice:    # a compiled backward pass reuses the memory of what it needs, unless told not to
+        module = torch._functorch.config.patch(donated_buffer=False)(module.__call__)
     if self.precision != 'bf16' and not bf16: return module
     def call(x, *args):
         with torch.autocast(x.device.type, torch.bfloat16): return module(x, *args).float()
@@ -211,7 +221,7 @@ def begin(self:Engine)->None:
 class Learner:
     "A network in training."
     def __init__(self,
-                 module:nn.Module, # the network; trained in place
+                 module:nn.Module, # the network; trained in place, with all its parameters
                  lr:float,         # learning rate at the start
                  engine:Engine|None=None, # where and how it computes; None: as it is
                  optimizer:Callable=adam, # `(parameters, lr) -> optimiser`
@@ -220,6 +230,8 @@ class Learner:
                  name:str='network', # what a guard calls it
                  through:bool=False, # its loss goes through others too, whose gradients are not wanted
                 ):
+        check_network(name, module)
+        check_that(callable(optimizer), 'optimizer', optimizer, 'a function (parameters, lr) -> optimiser')
         check_number('learning rate', lr, above=0)
         check_number('decay', decay, least=0, most=1)
         self.engine, self.lr, self.decay, self.n_steps = engine or Engine(), lr, decay, n_steps
@@ -229,8 +241,11 @@ class Learner:
                              "leave `shard` out")
         self.module = self.engine.place(module).requires_grad_()
         self.wrapped = processes.wrap(module)
-        self.parameters, self.call = [*module.parameters()], self.engine.callable_of(self.wrapped)
+        self.parameters = [*module.parameters()]
+        self.call = self.engine.callable_of(self.wrapped, twice=through)
         self.optimizer = optimizer(self.parameters, lr)
+        check_that(isinstance(self.optimizer, torch.optim.Optimizer), 'what optimizer(parameters, lr) gives',
+                   self.optimizer, 'a torch.optim.Optimizer')
 
     def __call__(self, x:torch.Tensor, *args:Any)->torch.Tensor: return self.call(x, *args)
 
@@ -281,6 +296,8 @@ def load_state_dict(self:Learner, state:dict)->None:
 # %% ../nbs/10_engine.ipynb #d6419f5e
 class Training(Run):
     "A run that trains denoisers: what pretraining and both stages of DisBack share."
+    purpose = 'training'    # name of its stream
+
     def __init__(self,
                  network:nn.Module,  # the run computes where it is, unless the engine says otherwise
                  engine:Engine|None, # where and how; None: the defaults
@@ -289,10 +306,14 @@ class Training(Run):
                  seed:int,           # of the run's own generator
                  **settings:Any,     # what else decides the course of the run
                 ):
-        check_counts(batch=batch)
-        self.engine, self.batch = engine or Engine(), batch
+        check_counts(batch=batch, n_steps=n_steps)
+        check_memory('batch', batch, network.shape)
+        check_that(engine is None or isinstance(engine, Engine), 'engine', engine, 'an Engine(...) or None')
+        check_callables(**{k: settings.get(k) for k in ('noise', 'fake_noise', 'cond')})
+        self.engine, self.batch = Engine() if engine is None else engine, batch
         device, settings = self.engine.device_for(network), settings | dict(batch=batch, seed=seed)
-        super().__init__(n_steps, seed, device, self.engine.processes, self.engine.guard(device), settings)
+        super().__init__(n_steps, stream(seed, self.purpose), device, self.engine.processes,
+                         self.engine.guard(device), settings)
 
 # %% ../nbs/10_engine.ipynb #b0e735d8
 @patch
@@ -302,13 +323,28 @@ def scale(self:Training,
          )->None:
     "Take noise levels and loss at the scale of a network's data."
     self.sigma_data = float(getattr(network, 'sigma_data', 0.5))
-    self.noise = noise or edm_noise(self.sigma_data)
+    self.noise = edm_noise(self.sigma_data) if noise is None else noise
 
 # %% ../nbs/10_engine.ipynb #ac517b4d
 @patch
 def normal(self:Training, *shape:int)->torch.Tensor:
     "Unit noise from the run's own generator."
     return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+# %% ../nbs/10_engine.ipynb #c7bab4d3
+@patch
+def draws(self:Training,
+          purpose:str, # what for, see `stream`
+          device:torch.device|str|None=None, # None: the run's
+         )->torch.Generator: # at its start
+    "A generator of the run's seed for one purpose."
+    generator = torch.Generator(self.generator.device if device is None else device)
+    return generator.manual_seed(stream(self.settings['seed'], purpose))
+
+@patch
+def labels(self:Training, n:int)->torch.Tensor|None: # `(n,)`
+    "Class labels by the run's rule `cond`, from its own generator; None if there is no rule."
+    return None if self.cond is None else as_labels(self.cond(n, self.generator), n)
 
 # %% ../nbs/10_engine.ipynb #00904ba2
 @patch
@@ -346,3 +382,6 @@ def learn(self:Training, learner:Learner, last:bool,
     seen = {f'{learner.name}_loss': loss}
     if last: seen[f'{learner.name}_gradient'] = learner.update(self.step)
     return seen
+
+# %% ../nbs/10_engine.ipynb #c0ca1110
+check_calls(globals())

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.serialization import MAGIC_NUMBER
-from .core import check_regular, check_schema, check_that, in_short, printable
+from .core import check_calls, check_regular, check_schema, check_that, in_short, printable
 
 # %% ../nbs/08_files.ipynb #08f11e06
 def as_path(file:Any # what was given as a path
@@ -304,3 +304,6 @@ def filled(make:Callable, # `make() -> network`
     module = make()
     module.load_state_dict(weights)
     return module
+
+# %% ../nbs/08_files.ipynb #c0ca1108
+check_calls(globals())

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 import disback
-from .core import check_regular, check_schema, patch, patch_property, printable
+from .core import check_calls, check_regular, check_schema, patch, patch_property, printable
 from .files import filled, load_state, read_json, save_state, whole, write_json
 from .networks import build, describe
 from .paths import ANY, NUMBER, snapshot
@@ -324,3 +324,6 @@ def shipped(folder:str, # 'recipes' or 'tutorials'
     except PackageNotFoundError: return []
     place = f'share/disback/{folder}'
     return sorted(Path(f.locate()) for f in installed if f.parent.as_posix().endswith(place))
+
+# %% ../nbs/41_folders.ipynb #c0ca1141
+check_calls(globals())

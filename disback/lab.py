@@ -10,6 +10,7 @@ import importlib.util, os, secrets, shutil, socket, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Iterable
+from .core import check_calls
 from .options import Lab
 
 # %% ../nbs/45_lab.ipynb #3254c9e9
@@ -72,3 +73,6 @@ def lab(options:Lab # where, on which port, and whether a browser is opened
         server.wait()
         return
     if status: raise ValueError(f"JupyterLab ended with status {status}: what it said is above")
+
+# %% ../nbs/45_lab.ipynb #c0ca1145
+check_calls(globals())

@@ -9,7 +9,7 @@ __all__ = ['LOSSES', 'follow', 'diff_instruct', 'error_scale', 'dmd', 'SiD', 'ge
 from dataclasses import dataclass
 from typing import Callable
 import torch
-from .core import check_choice
+from .core import check_calls, check_choice
 from .diffusion import expand
 
 # %% ../nbs/23_losses.ipynb #ffbb387e
@@ -70,3 +70,6 @@ def get_loss(loss:str|Callable # a name in `LOSSES`, or a callable `(x0, sigma, 
     if callable(loss): return loss
     check_choice('loss', loss, LOSSES, ', or a function of (x0, sigma, d_fake, d_target)')
     return LOSSES[loss]
+
+# %% ../nbs/23_losses.ipynb #c0ca1123
+check_calls(globals())

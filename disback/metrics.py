@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .core import check_choice, check_counts, check_number, check_that, patch
+from .core import check_calls, check_choice, check_counts, check_number, check_that, patch
 from .data import grid_means, ring_means
 
 # %% ../nbs/07_metrics.ipynb #66e707c6
@@ -393,3 +393,6 @@ def __call__(self:Judge, x:torch.Tensor)->dict: # of samples `(n, *dims)` -> `{m
     if self.modes: told |= count_modes(x, self.modes)
     if self.real is None: return told
     return told | precision_recall(self.real, x[:len(self.real)], self.features)._asdict()
+
+# %% ../nbs/07_metrics.ipynb #c0ca1107
+check_calls(globals())

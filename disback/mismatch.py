@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import torch
 from torch import nn
-from .core import check_choice, check_counts, check_number, check_that, patch, stream
+from .core import check_calls, check_choice, check_counts, check_number, check_that, patch, stream
 from .data import Classes
 from .diffusion import as_labels, expand
 from .metrics import as_rows
@@ -490,3 +490,6 @@ def show_heat(record:MismatchRecorder|tuple, # or ascending steps `(k,)` and sig
     image = ax.pcolormesh(*edges, values.where(values != 0, math.nan).T.numpy(), norm=norm, cmap=cmap)
     for s in switches: ax.axvline(s, color='w', lw=1.2, ls='--')
     return with_colorbar(ax, image, quantity.replace('_', ' ') + '\n(units of the noise, squared)', title)
+
+# %% ../nbs/30_mismatch.ipynb #c0ca1130
+check_calls(globals())

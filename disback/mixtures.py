@@ -9,16 +9,17 @@ __all__ = ['squared', 'GaussianMixture', 'ring_mixture', 'grid_mixture', 'Finite
 import math
 import torch
 from torch import nn
-from .core import patch
+from .core import check_calls, check_counts, check_memory, check_that, patch
 from .data import ring_means, grid_means
-from .diffusion import score_from_denoised
+from .diffusion import check_samples, expand
+from .networks import in_words
 
 # %% ../nbs/11_mixtures.ipynb #c50820cc
 def squared(sigma:torch.Tensor|float, # noise level, `()` or `(B,)`
             x:torch.Tensor,           # noised samples, whose type and device count
            )->torch.Tensor:           # `(1, 1)` or `(B, 1)`
     "The variance of the noise, a row for each sample."
-    return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1)**2
+    return expand(sigma, x).reshape(-1, 1)**2
 
 class GaussianMixture(nn.Module):
     "A mixture of isotropic Gaussians in `D` dimensions; itself an exact denoiser."
@@ -28,12 +29,13 @@ class GaussianMixture(nn.Module):
                  weights:torch.Tensor|list|None=None, # `(K,)`, normalised here; None: equal
                 ):
         super().__init__()
-        means = torch.as_tensor(means, dtype=torch.get_default_dtype())
-        if means.ndim != 2 or not len(means):
-            raise ValueError(f"means must be (K, D) with K >= 1, got shape {tuple(means.shape)}")
-        one_each = means.new_ones(len(means))
-        stds = torch.as_tensor(stds, dtype=means.dtype) * (one_each if torch.as_tensor(stds).ndim == 0 else 1)
-        weights = one_each if weights is None else torch.as_tensor(weights, dtype=means.dtype)
+        with in_words('means, stds and weights must be numbers'):
+            means, stds = [torch.as_tensor(v, dtype=torch.get_default_dtype()) for v in (means, stds)]
+            weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
+        good = means.ndim == 2 and means.numel() > 0 and bool(means.isfinite().all())
+        check_that(good, 'means', means, 'finite numbers (K, D) with K >= 1')
+        one_each, weights = means.new_ones(len(means)), weights.to(means)
+        if stds.ndim == 0: stds = stds * one_each
         for name, v in dict(stds=stds, weights=weights).items():
             if v.shape == one_each.shape and (v > 0).all() and v.isfinite().all(): continue
             raise ValueError(f"{name} must be {len(means)} positive numbers, one for each mean, "
@@ -54,6 +56,8 @@ def sample(self:GaussianMixture,
            generator:torch.Generator|None=None, # None: torch's own
           )->torch.Tensor: # `(n, D)`, clean
     "Draw from the mixture."
+    check_counts(n=n)
+    check_memory('n', n, self.shape)
     k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
     how = dict(generator=generator, device=self.means.device, dtype=self.means.dtype)
     return self.means[k] + self.stds[k, None] * torch.randn(n, *self.shape, **how)
@@ -61,6 +65,8 @@ def sample(self:GaussianMixture,
 @patch
 def log_joint(self:GaussianMixture, x:torch.Tensor, sigma:torch.Tensor)->tuple: # `(B, D)`, `(B,)` or `()`
     "`log w_k + log N_k(x)` of each component, and their variances, `(B, K)` both."
+    check_samples(x, self.shape)
+    x = x.to(torch.promote_types(x.dtype, self.means.dtype))
     var = self.stds**2 + squared(sigma, x)
     sq = (x[:, None] - self.means).square().sum(-1)
     return self.weights.log() - sq / (2 * var) - x.shape[1] / 2 * (2 * math.pi * var).log(), var
@@ -76,7 +82,7 @@ def score(self:GaussianMixture, x:torch.Tensor, sigma:torch.Tensor|float)->torch
     "Gradient of `log_prob`, in closed form."
     joint, var = self.log_joint(x, sigma)
     r = joint.softmax(1) / var
-    return r @ self.means - r.sum(1, keepdim=True) * x
+    return (r[..., None] * (self.means - x[:, None])).sum(1)
 
 @patch
 def forward(self:GaussianMixture, x:torch.Tensor, sigma:torch.Tensor|float,
@@ -85,7 +91,7 @@ def forward(self:GaussianMixture, x:torch.Tensor, sigma:torch.Tensor|float,
     "The exact denoiser `E[x0 | x]`."
     joint, var = self.log_joint(x, sigma)
     r, keep = joint.softmax(1), self.stds**2 / var
-    return (r * keep).sum(1, keepdim=True) * x + (r * (1 - keep)) @ self.means
+    return (r * keep).sum(1, keepdim=True) * x + ((r * (1 - keep))[..., None] * self.means).sum(1)
 
 # %% ../nbs/11_mixtures.ipynb #f6fdf06f
 def ring_mixture(k:int=8,         # modes
@@ -109,9 +115,9 @@ class FiniteSample(nn.Module):
                  points:torch.Tensor, # `(n, *dims)`, the clean samples
                 ):
         super().__init__()
-        if points.ndim < 2 or not len(points):
-            raise ValueError("a finite sample is a tensor (n, *dims) with n >= 1, "
-                             f"got shape {tuple(points.shape)}")
+        check_samples(points, name='points')
+        good = points.ndim > 1 and points.numel() > 0 and bool(points.isfinite().all())
+        check_that(good, 'points', points, 'finite numbers (n, *dims) with n >= 1')
         self.shape = tuple(points.shape[1:])
         self.register_buffer('points', points.detach())
 
@@ -120,22 +126,35 @@ class FiniteSample(nn.Module):
         "Root mean square of a coordinate."
         return self.points.square().mean().sqrt()
 
-    def logits(self, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, n)`
+    def logits(self, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, n)`, float64
         "Logarithm of the unnormalised posterior of each point."
-        flat, points = x.flatten(1), self.points.flatten(1)
+        check_samples(x, self.shape)
+        points = self.points.flatten(1).double()
+        centre = points.mean(0)
+        flat, points = x.flatten(1).double() - centre, points - centre
         sq = flat.square().sum(1, keepdim=True) - 2 * flat @ points.T + points.square().sum(1)
-        return -sq / (2 * squared(sigma, x))
+        return -sq / (2 * squared(sigma, x.double()))
 
     def log_prob(self, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B,)`
         "Logarithm of the noised density of the sample."
         n, d = self.points.flatten(1).shape
-        var = squared(sigma, x)[:, 0]
-        return self.logits(x, sigma).logsumexp(1) - math.log(n) - d / 2 * (2 * math.pi * var).log()
+        var = squared(sigma, x.double())[:, 0]
+        log = self.logits(x, sigma).logsumexp(1) - math.log(n) - d / 2 * (2 * math.pi * var).log()
+        return log.to(x.dtype)
+
+    def step(self, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, *dims)`, float64
+        "The way from a noised sample to the exact denoiser's answer."
+        mean = self.logits(x, sigma).softmax(1) @ self.points.flatten(1).double()
+        return mean.reshape(x.shape) - x.double()
 
     def score(self, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, *dims)`
-        "Gradient of `log_prob`, in closed form."
-        return score_from_denoised(x, sigma, self(x, sigma))
+        "Gradient of `log_prob`, in closed form (Tweedie)."
+        step = self.step(x, sigma)
+        return (step / expand(sigma, step)**2).to(x.dtype)
 
     def forward(self, x:torch.Tensor, sigma:torch.Tensor, cond:None=None)->torch.Tensor: # `(B, *dims)`
         "The exact denoiser: a softmax-weighted mean of the points."
-        return (self.logits(x, sigma).softmax(1) @ self.points.flatten(1)).reshape(x.shape)
+        return (x.double() + self.step(x, sigma)).to(x.dtype)
+
+# %% ../nbs/11_mixtures.ipynb #c0ca1111
+check_calls(globals())

@@ -14,7 +14,7 @@ from typing import Any, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .core import check_choice, check_counts, check_number, check_that, patch
+from .core import check_calls, check_choice, check_counts, check_number, check_that, patch
 from .data import Classes
 from .diffusion import as_labels, check_samples, expand, precondition
 
@@ -390,3 +390,6 @@ class Placed(nn.Module):
     def forward(self, z:torch.Tensor, cond:Any=None)->torch.Tensor: # unit noise, `(B, *dims)` -> samples
         x0 = self.student(z.reshape(len(z), *self.student.shape), cond)
         return (self.scale * x0 + self.shift).reshape(len(z), *self.shape)
+
+# %% ../nbs/05_networks.ipynb #c0ca1105
+check_calls(globals())

@@ -17,7 +17,7 @@ from typing import Callable
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from .core import check_regular, check_schema, patch
+from .core import check_calls, check_regular, check_schema, patch
 from .files import digest, file_digest, filled, read_weights, save_tensors, write_json
 from .networks import build, clone, describe
 from .runs import load_weights
@@ -210,3 +210,6 @@ def open_path(folder:str|Path, # written by `DegradationPath.save`
     if network is None:
         network = filled(lambda: build(described), nodes[0].weights(), f"the weights of node 0 in {folder}")
     return DegradationPath(network, nodes, manifest['sha256'])
+
+# %% ../nbs/21_paths.ipynb #c0ca1121
+check_calls(globals())

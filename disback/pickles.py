@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import torch
+from .core import check_calls, check_that
+from .files import as_path
 
 # %% ../nbs/13_pickles.ipynb #ad6b0453
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,14 @@ class Call:
 
 # %% ../nbs/13_pickles.ipynb #4453fbaf
 _NAMES = re.compile(r"""
-    collections:OrderedDict | (builtins|__builtin__):set | dnnlib\.util:EasyDict
+    collections:OrderedDict | (builtins|__builtin__):(set|object|dict|bytes) | dnnlib\.util:EasyDict
+    | _codecs:encode | (copyreg|copy_reg):_reconstructor
     | torch_utils\.persistence:_reconstruct_persistent_obj
     | torch\._utils:_rebuild_(parameter|tensor|tensor_v2)
     | torch\.storage:_load_from_bytes | torch\.(nn\.modules|optim)\.[A-Za-z_]\w*:[A-Z]\w*
     | torch\.nn\.parameter:[A-Z]\w*
-    | numpy\._?core\.multiarray:(_reconstruct|scalar) | numpy:(ndarray|dtype)""", re.ASCII | re.VERBOSE)
+    | numpy\._?core\.(multiarray:(_reconstruct|scalar)|numeric:_frombuffer)
+    | numpy:(ndarray|dtype)""", re.ASCII | re.VERBOSE)
 _STORAGES = dict(FloatStorage=torch.float32, DoubleStorage=torch.float64, HalfStorage=torch.float16,
                  BFloat16Storage=torch.bfloat16, BoolStorage=torch.bool, ByteStorage=torch.uint8,
                  CharStorage=torch.int8, ShortStorage=torch.int16, IntStorage=torch.int32,
@@ -68,7 +72,7 @@ def _kind(value): # -> how messages call a value
 class _Machine:
     "What the program of a pickle works on."
     def __init__(self, known): # whether a name may be asked for
-        self.stack, self.below, self.memo, self.known = [], [], {}, known
+        self.stack, self.below, self.memo, self.known, self.encoded = [], [], {}, known, {}
 
     def mark(self):
         self.below.append(self.stack)
@@ -90,12 +94,27 @@ class _Machine:
         if self.known(name): return name
         raise _Refused(f"asks for {name}, which a checkpoint has no need of: nothing of it was run; {_ANEW}")
 
-# %% ../nbs/13_pickles.ipynb #2ef5cf74
-def _call(function, args, kwargs=None):
+# %% ../nbs/13_pickles.ipynb #13f11e01
+def _encoded(machine, text, coding): # bytes, as protocols 0 to 2 write them
+    if type(text) is not str or coding != 'latin1': raise _damaged('its bytes are no text')
+    if id(text) not in machine.encoded: machine.encoded[id(text)] = text, text.encode('latin1')
+    return machine.encoded[id(text)][1]
+
+def _reconstructed(machine, cls, base, state): # an object, as protocols 0 and 1 write it
+    base = base.name if isinstance(base, Name) else ''
+    fits = base == 'object' and state is None or base == 'dict' and type(state) is dict
+    if not (isinstance(cls, Name) and fits): raise _damaged('it makes an object of what is none')
+    return Call(cls, (), items=state)
+
+_DATA = dict(encode=_encoded, _reconstructor=_reconstructed, bytes=lambda machine: b'')
+
+def _call(machine, function, args, kwargs=None):
     if not (isinstance(function, Name) and type(args) is tuple and type(kwargs) in (dict, type(None))):
         raise _damaged('it calls what cannot be called')
+    if function.name in _DATA and kwargs is None: return _DATA[function.name](machine, *args)
     return Call(function, args, kwargs)
 
+# %% ../nbs/13_pickles.ipynb #2ef5cf74
 def _keys(values): # -> `values`, if all may be keys
     for v in values:
         if type(v) not in (str, bytes, int, bool, type(None)) or type(v) is int and v.bit_length() > 60:
@@ -121,8 +140,8 @@ def _add(machine, opcode, values):
 # %% ../nbs/13_pickles.ipynb #24f8948f
 def _same(names, action): return dict.fromkeys(names.split(), action) # for opcodes that do the same
 
-def _object(function, *args): return _call(function, args)
-def _persistent(machine, args): return _call(machine.name('pickle', 'persistent_load'), tuple(args))
+def _object(machine, function, *args): return _call(machine, function, args)
+def _persistent(machine, args): return _call(machine, machine.name('pickle', 'persistent_load'), tuple(args))
 
 _MAKE = {
     **_same('INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING '
@@ -130,7 +149,7 @@ _MAKE = {
             lambda m, a: a),
     **_same('GET BINGET LONG_BINGET', lambda m, a: m.memo[a]),
     **_same('EXT1 EXT2 EXT4', lambda m, a: m.name('copyreg', f'extension {a}')),
-    **_same('REDUCE NEWOBJ', lambda m, a: _call(*m.take(2))),
+    **_same('REDUCE NEWOBJ', lambda m, a: _call(m, *m.take(2))),
     'NONE': lambda m, a: None,
     'NEWTRUE': lambda m, a: True,
     'NEWFALSE': lambda m, a: False,
@@ -143,9 +162,9 @@ _MAKE = {
     'FROZENSET': lambda m, a: frozenset(_keys(m.since_mark())),
     'GLOBAL': lambda m, a: m.name(*a.split(' ', 1)),
     'STACK_GLOBAL': lambda m, a: m.name(*m.take(2)),
-    'NEWOBJ_EX': lambda m, a: _call(*m.take(3)),
-    'INST': lambda m, a: _call(m.name(*a.split(' ', 1)), tuple(m.since_mark())),
-    'OBJ': lambda m, a: _object(*m.since_mark()),
+    'NEWOBJ_EX': lambda m, a: _call(m, *m.take(3)),
+    'INST': lambda m, a: _call(m, m.name(*a.split(' ', 1)), tuple(m.since_mark())),
+    'OBJ': lambda m, a: _object(m, *m.since_mark()),
     'PERSID': lambda m, a: _persistent(m, [a]),
     'BINPERSID': lambda m, a: _persistent(m, m.take(1)),
     'NEXT_BUFFER': lambda m, a: m.name('pickle', 'buffers')}
@@ -224,7 +243,7 @@ _OTHERS = {
 
 def _contents(source): # -> its bytes, and how messages call it
     if isinstance(source, (bytes, bytearray, memoryview)): return bytes(source), 'the data given'
-    path = Path(source)
+    path = as_path(source)
     if not path.exists():
         raise FileNotFoundError(f"{path.name}: there is no file {path}; "
                                 "give a pickle, as official EDM networks are published")
@@ -330,7 +349,11 @@ def as_array(node:Any     # an array or number of numpy as `read_pickle` gives i
             )->np.ndarray: # a number gives one of shape ()
     "Make a numpy array of the call that would have rebuilt it."
     number, shape, fortran = _arguments(node, r'numpy\._?core\.multiarray:scalar') or (), (), False
+    buffer = _arguments(node, r'numpy\._?core\.numeric:_frombuffer') or ()    # protocol 5
     if len(number) == 2: dtype, raw = number
+    elif len(buffer) == 4:
+        raw, dtype, shape, order = buffer
+        raw, fortran = bytes(raw) if type(raw) is bytearray else raw, order == 'F'
     elif _arguments(node, _ARRAY) and type(node.state) is tuple and len(node.state) == 5:
         _, shape, dtype, fortran, raw = node.state
     else: raise ValueError(f"expected an array as a pickle holds it, got {_kind(node)}: give one of numpy's")
@@ -421,6 +444,7 @@ def read_checkpoint(source:str|Path|bytes, # path of an official `.pkl`, or its 
                     key:str='ema',         # which of its networks
                    )->PickledModule:
     "Read a network of an official EDM checkpoint; nothing in the file is run."
+    check_that(isinstance(key, str), 'key', key, "a name, such as 'ema'")
     data, name = _contents(source)
     tree = _read(data, name)
     try:
@@ -431,3 +455,6 @@ def read_checkpoint(source:str|Path|bytes, # path of an official `.pkl`, or its 
         class_name, state = _network(tree[key], key)
         return PickledModule(class_name, *_init_arguments(state), _tensors(tree[key], key))
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
+
+# %% ../nbs/13_pickles.ipynb #c0ca1113
+check_calls(globals())

@@ -13,7 +13,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from .core import check_number, check_that
+from .core import check_calls, check_number, check_that
 
 # %% ../nbs/04_plots.ipynb #a0d2cb50
 COLORS = {'data': '#8c8c8c', 'teacher': '#0072B2', 'student': '#E69F00', 'fake': '#009E73',
@@ -166,3 +166,6 @@ def show_curve(x:Any,               # `(n,)`
     ax.plot(x, y, color=color, label=label, lw=1.4)
     ax.set(**axis)
     return ax
+
+# %% ../nbs/04_plots.ipynb #c0ca1104
+check_calls(globals())

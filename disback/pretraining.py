@@ -9,7 +9,7 @@ __all__ = ['take', 'check_shape', 'measure_scale', 'check_labels', 'Pretraining'
 from typing import Any, Callable, NamedTuple
 import torch
 from torch import nn
-from .core import defaults, patch
+from .core import check_calls, defaults, patch
 from .data import as_sampler
 from .engine import Engine, Learner, Training
 from .runs import GeneratorState, adam
@@ -105,3 +105,6 @@ def advance(self:Pretraining)->PretrainingStep:
               for last, piece in self.engine.split(x0, sigma, eps, cond)]
     self.average.update(self.denoiser)
     return PretrainingStep(self.step, self.processes.mean(torch.stack(losses).mean()))
+
+# %% ../nbs/12_pretraining.ipynb #c0ca1112
+check_calls(globals())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Iterator
 import torch, tyro
 from .backtracking import backtracking_passes
-from .core import Table, check_choice, check_number, check_regular
+from .core import check_calls, Table, check_choice, check_number, check_regular
 from .degradation import EqualDrift, Every, degradation_passes
 from .edm import edm_network
 from .engine import Engine
@@ -295,3 +295,6 @@ def plan_text(p:Plan,    # of `plan`
                      "says otherwise, divided by the processes: an estimate; feature networks and the "
                      f"teacher's samples ({p.teacher_calls} calls each) are not in it.")
     return '\n'.join(lines)
+
+# %% ../nbs/42_recipes.ipynb #c0ca1142
+check_calls(globals())

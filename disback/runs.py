@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from . import __version__
-from .core import check_counts, check_number, check_schema, patch, stream
+from .core import check_calls, check_counts, check_number, check_schema, patch, stream
 from .files import load_state, save_state
 from .networks import clone
 
@@ -431,3 +431,6 @@ def drive(run:Run,      # the run
             if kept and saved < run.step: kept.leave(run)
             raise
     if caught and processes.world == 1: raise KeyboardInterrupt(f"stopped after all {run.n_steps} steps")
+
+# %% ../nbs/09_runs.ipynb #c0ca1109
+check_calls(globals())

@@ -10,7 +10,7 @@ __all__ = ['slope', 'euler_step', 'heun_step', 'unit_noise', 'churn', 'sample_st
 import inspect, math
 from typing import Any, Callable, Iterator, Sequence
 import torch
-from .core import check_callables, check_counts, check_memory, check_number, check_that, stream
+from .core import check_calls, check_callables, check_counts, check_memory, check_number, check_that, stream
 from .data import Labels
 from .diffusion import as_labels, check_alike, check_samples, expand, karras_sigmas
 from .networks import device_of, noise_range
@@ -190,3 +190,6 @@ def generate(module:Callable, # a student or a denoiser; a module computes where
         labels = None if cond is None else cond[i:i + batch].to(device)
         parts.append(call(noise[i:i + batch].to(device), labels).to(noise.device))
     return torch.cat(parts) if parts else noise
+
+# %% ../nbs/06_samplers.ipynb #c0ca1106
+check_calls(globals())

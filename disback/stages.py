@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional
-from .core import Table, printable, stream
+from .core import check_calls, Table, printable, stream
 from .data import Classes, Data, DATA_NAMES, Files, Images, Labels, digits, full_name, labels_of
 from .data import load_data, official_splits
 from .degradation import Degradation, EqualDrift, Every
@@ -583,3 +583,6 @@ def do(options:Options # of one stage
       )->dict:         # its result
     "Do a stage."
     return STAGES[type(options)](options)
+
+# %% ../nbs/43_stages.ipynb #c0ca1143
+check_calls(globals())

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from .backtracking import ARMS, Backtracking, backtracking_passes
 from .comparisons import data_of, start
-from .core import Table, check_choice, patch, patch_property, stream
+from .core import check_calls, Table, check_choice, patch, patch_property, stream
 from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift
 from .files import load_state
@@ -724,3 +724,6 @@ class Gallery(Board):
         self.controls['moment'] = self.sliders[title]
         self.row.children = [*self.controls.values()][:len(frames)]
         self.facts.value = facts(run)
+
+# %% ../nbs/44_widgets.ipynb #c0ca1144
+check_calls(globals())

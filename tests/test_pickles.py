@@ -1,5 +1,6 @@
 """Checkpoints from untrusted places: whatever a file says, it is read as data or refused with a sentence."""
 import builtins
+import contextlib
 import copyreg
 import io
 import json
@@ -10,6 +11,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -77,7 +79,7 @@ def test_round_trip_of_reference_networks(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     weights, network = load_file(folder / "weights.safetensors"), EDMNetwork(**config)
     network.load_state_dict(weights)
-    for protocol in 3, 4:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         write_official(tmp_path / "edm.pkl", network, "EDMPrecond", config, protocol=protocol)
         got = read_checkpoint(tmp_path / "edm.pkl")
         assert (got.class_name, got.args, got.kwargs) == ("EDMPrecond", (), config)
@@ -98,7 +100,7 @@ def test_the_source_text_would_run_if_it_were_asked_to(tiny):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("function", [
     os.system, eval, exec, getattr, setattr, builtins.__import__, builtins.open, subprocess.Popen, torch.load,
-    torch.hub.load, torch.serialization.load, np.load, pickle.loads, copyreg._reconstructor, type, print,
+    torch.hub.load, torch.serialization.load, np.load, pickle.loads, copyreg.pickle, type, print,
 ], ids=lambda f: f.__name__)
 def test_calls(function, protocol, trace):
     said = refusal(pickle.dumps({"ema": [Do(function, f"touch {trace}")]}, protocol))
@@ -183,6 +185,19 @@ def test_tricks(trace):
         if system in raw: assert "asks for " in said, what
 
 
+def test_data_in_the_form_of_calls():
+    "Bytes and objects of old protocols are data; the same names with other arguments are refused."
+    encode, make = b"c_codecs\nencode\n", b"ccopyreg\n_reconstructor\n"
+    odict, base = b"ccollections\nOrderedDict\n", b"cbuiltins\nobject\n"
+    assert read_pickle(encode + b"(V\xff\nVlatin1\ntR.") == b"\xff"
+    assert read_pickle(make + b"(" + odict + base + b"NtR.").args == ()
+    for raw in (encode + b"(VQQ==\nVbase64\ntR.", encode + b"(Va\ntR.", encode + b"(K\x01Vlatin1\ntR.",
+                encode + b"(V\\u2022\nVlatin1\ntR.", make + b"(" + odict + base + b"VtR.", make + b")R.",
+                make + b"(" + odict + base + b"}tR.", make + b"(" + odict + odict + b"NtR.",
+                make + b"(Vos\n" + base + b"NtR.", b"cbuiltins\nbytes\n(K\x09tR.", base + b"}b."):
+        refusal(raw, read_pickle)
+
+
 def test_broken_programs():
     for raw in (b"", b".", b"0.", b"1.", b"(.", b"2.", b"N(.", b"NN.", b"a.", b"e.", b"s.", b"u.", b"b.",
                 b"R.", b"t.", b"l.", b"d.", b"\x85.", b"\x94.", b"q\x00.", b"h\x00.", b"g0\n.",
@@ -228,14 +243,52 @@ BOMBS = {
     "a circle of entries": b"}q\x00K\x01h\x00s.",
     "a circle of states": b"ccollections\nOrderedDict\n)Rq\x00h\x00b.",
     "a circle through a tuple": b"]q\x00h\x00\x85a."}
+WIDE = b"".join(b"J" + struct.pack("<i", i) + b"N" for i in range(10**5))
+WORD = b"X" + struct.pack("<I", 4 * 10**5) + b"a" * 4 * 10**5
+SLOW = {    # a megabyte each
+    "a wide list, repeated": b"]q\x00(" + b"N" * 250_000 + b"e0](" + b"h\x00" * 250_000 + b"e.",
+    "a wide tuple, repeated": b"(" + b"N" * 250_000 + b"tq\x00(" + b"h\x00" * 250_000 + b"t.",
+    "a wide dictionary, repeated": b"}q\x00(" + WIDE + b"u0](" + b"h\x00" * 10**5 + b"e.",
+    "a wide set, repeated": KEEP + b"\x8fq\x00(" + b"".join(b"J" + struct.pack("<i", i) for i in range(10**5))
+                            + b"\x900](" + b"h\x00" * 10**5 + b"e.",
+    "a list as wide as can be": b"](" + b"N" * 500_000 + b"e.",
+    "an entry at a time": b"}" + b"".join(b"J" + struct.pack("<i", i) + b"Ns" for i in range(10**5)) + b".",
+    "entries of a call": b"ccollections\nOrderedDict\n)R(" + WIDE + b"u.",
+    "a wide object, repeated": b"ccopyreg\n_reconstructor\n(cdnnlib.util\nEasyDict\ncbuiltins\ndict\n}("
+                               + WIDE + b"utq\x000](" + b"ccopyreg\n_reconstructor\nh\x00R" * 10**4 + b"e.",
+    "a list extended by itself": b"]q\x00" + b"(h\x00h\x00e" * 80_000 + b".",
+    "a number of a megabyte": b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b".",
+    "a number in a million digits": b"L" + b"9" * 10**6 + b"L\n.",
+    "a float in a million digits": b"F" + b"9" * 10**6 + b"\n.",
+    "a long text, repeated": b"](" + WORD + b"q\x00" + b"h\x00" * 250_000 + b"e.",
+    "a long key, repeated": b"}(" + WORD + b"q\x00N" + b"h\x00N" * 160_000 + b"u.",
+    "bytes of a long text, repeated": b"c_codecs\nencode\nq\x01(" + WORD + b"q\x02Vlatin1\nq\x03tR0]("
+                                      + b"h\x01h\x02h\x03\x86R" * 60_000 + b"e.",
+    "duplicates": b"](N" + b"2" * 500_000 + b"e.",
+    "a chain in the memo": b")" + b"\x94\x85" * 200_000 + b".",
+    "states, one after another": b"ccollections\nOrderedDict\n)R" + b"}b" * 200_000 + b".",
+    "marks": b"(" * 250_000 + b"1" * 250_000 + b"N."}
+
+
+@pytest.mark.parametrize("raw", SLOW.values(), ids=SLOW)
+def test_time_in_proportion(raw):
+    "Read or refused in as many steps as there are bytes; their square would take hours."
+    started = time.process_time()
+    try: read_pickle(raw)
+    except ValueError as e: assert len(str(e)) < 300
+    assert time.process_time() - started < 10
+
+
 def refuse_all(folder):
-    "Read every file of a folder within a gigabyte more than is taken already."
+    "Read every file of a folder within half a gigabyte more than is taken already."
     import resource
     warnings.simplefilter("error")
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, taken + 2**30))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**29, taken + 2**29))
     for file in sorted(folder.glob("*.pkl")):
         refusal(file, read_pickle if file.stem.isdigit() else read_checkpoint)
+    for raw in SLOW.values():
+        with contextlib.suppress(ValueError): read_pickle(raw)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited the way Linux does it")
