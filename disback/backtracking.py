@@ -40,7 +40,7 @@ class Fixed:
     steps: tuple # e.g. (1000, 10_000, 10_000): the paper's node 3, 2 and 1
 
     def __post_init__(self):
-        check_that(isinstance(self.steps, (tuple, list)), 'steps', self.steps, 'a tuple, (1000, 10_000, 10_000)')
+        check_that(isinstance(self.steps, (tuple, list)), 'steps', self.steps, 'a tuple of counts')
         for n in self.steps: check_number('a number of steps', n, whole=True, least=0)
 
     def check(self, n_targets:int, n_steps:int)->None:
@@ -233,7 +233,8 @@ def check_arguments(student:nn.Module, # of one shape with all denoisers
         raise ValueError(f"path must be a DegradationPath, got {type(path).__name__}: use "
                          "Degradation(...).path, DegradationPath.open(folder) or DegradationPath.of(teacher)")
     rule = all(callable(getattr(itinerary, name, None)) for name in ('moves_on', 'check'))
-    check_that(rule, 'itinerary', itinerary, 'Fixed(...), Proportional(...), Adaptive(...) or have their methods')
+    known = 'Fixed(...), Proportional(...), Adaptive(...) or have their methods'
+    check_that(rule, 'itinerary', itinerary, known)
     check_network('student', student)
     if fake is not None: check_network('fake', fake)
     for network in (path.network, fake):

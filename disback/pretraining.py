@@ -45,7 +45,8 @@ def measure_scale(network:nn.Module, # a preconditioned network
                   x:torch.Tensor,    # a batch of data, `(B, *dims)`
                  )->None:
     "Set `sigma_data` to the root mean square of the data, unless the network was given one."
-    if getattr(network, 'config', {}).get('sigma_data', 1.) is None: network.sigma_data.fill_(x.square().mean().sqrt())
+    untold = getattr(network, 'config', {}).get('sigma_data', 1.) is None
+    if untold: network.sigma_data.fill_(x.square().mean().sqrt())
 
 # %% ../nbs/12_pretraining.ipynb #61033c83
 def check_labels(cond:torch.Tensor|None, # a batch's labels, `(B,)`
