@@ -171,7 +171,7 @@ def quality(x:torch.Tensor, # generated samples `(n, *dims)`
 def judge_of(source:dict|None,    # arguments of `load_data`
              reference:Path|None, # statistics file (.npz); None: the data
              weights:Path|None,   # file of the Inception network, for `reference`
-             device:torch.device, # where that computes
+             device:torch.device|str|None, # where that computes
             )->Judge|None:
     "What a student is measured against while it trains: statistics, else its data, if they are known."
     if reference is not None:
