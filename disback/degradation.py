@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import torch
 from torch import nn
-from .core import check_calls, check_counts, check_memory, check_number, check_that, patch, patch_property, defaults
+from .core import check_calls, check_counts, check_memory, check_number, check_that, patch
+from .core import patch_property, defaults
 from .diffusion import as_labels, check_alike, expand
 from .engine import Engine, Learner, Training
 from .networks import build, check_network, clone, describe, lent

@@ -16,8 +16,8 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 import torch
 from . import __version__
-from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that, patch,
-                          patch_property, printable, stream)
+from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that,
+                          patch, patch_property, printable, stream)
 from .data import Classes, Data, digits
 from .diffusion import as_labels
 from .files import digest, file_digest, read_weights, whole
