@@ -342,9 +342,9 @@ def _without_replacement(x):
     "Draw distinct stored samples; asked for more than there are, give all."
     def held_out(n, generator=None):
         _check_n(n)
-        i = torch.randperm(len(x), **_on(generator))[:n].to(x.device)
-        if n >= len(x): i = i.sort().values
-        drawn = x[i]
+        among = _on(generator)
+        i = torch.arange(len(x)) if n >= len(x) else torch.randperm(len(x), **among)[:n]
+        drawn = x[i.to(x.device)]
         return drawn[x.sound(i)] if isinstance(x, Images) else drawn
     return held_out
 
