@@ -425,7 +425,7 @@ def bounds_of(rows:list[dict], # of one task, arm and seed, in order
 
 # %% ../nbs/31_comparisons.ipynb #d07f40fc
 def median_interval(low:list[float], # a number for each seed, or the least that it can be
-                    high:list[float]|tuple|None=None, # the most that it can be; None: the same
+                    high:list[float]|None=None, # the most that it can be; None: the same
                     least:float=.95, # level wanted
                    )->tuple[float, float, float]|None: # ends, and the level attained; None: too few seeds
     "Order-statistics interval for a median, with its exact binomial level (Conover 1999, section 3.2)."
@@ -444,9 +444,9 @@ def ratio(a:float, # passes
     return a / b
 
 def spread(name:str,          # of the number
-           values:list[float]|tuple, # one a seed
-           low:list[float]|tuple|None=None,  # the least that each can be; None: they are known
-           high:list[float]|tuple|None=None, # the most; None: `values`
+           values:list[float], # one a seed
+           low:list[float]|None=None,  # the least that each can be; None: they are known
+           high:list[float]|None=None, # the most; None: `values`
           )->dict:            # `name`: the median; with seeds enough `name_low`, `name_high`, `name_level`;
                               # with `low`, `name_bound`: whether the median is only known to lie below
     "A number over seeds with its interval, for a row of a table."
