@@ -235,8 +235,9 @@ def on_both(machines, *args):
     run = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
            "--rdzv_backend", "c10d", "--rdzv_endpoint", "10.77.0.1:29500", "--no-python"]
     program = [sys.executable, "-c", "from disback.cli import main; main()", *map(str, args)]
-    def on(i, name):    # both have this machine's name, so they tell one another their addresses
-        call = ["ip", "netns", "exec", name, *run[:-1], "--local_addr", f"10.77.0.{i + 1}", run[-1], *program]
+    def on(i, name):    # both have this machine's name, by which torchrun would know who leads, and where
+        who = ["--local_addr", f"10.77.0.{i + 1}", "--rdzv_conf", f"is_host={1 - i}"]
+        call = ["ip", "netns", "exec", name, *run[:-1], *who, run[-1], *program]
         return subprocess.Popen(call, env=ENV | {"GLOO_SOCKET_IFNAME": "cable"}, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True)
     return [on(i, name) for i, name in enumerate(machines)]
