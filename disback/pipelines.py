@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'VP', 'SCHEDULERS', 'NEEDED', 'RANGE', 'FACTS', 'OTHERWISE', 'OLD', 'WEIGHTS', 'RENAMED', 'betas_of',
-           'as_numbers', 'log_sigmas_of', 'timestep', 'as_vp', 'as_edm', 'as_consistency', 'of_diffusers', 'unet2d',
-           'image_shape', 'unet_labels', 'DiffusersUNet', 'scheduler_defaults', 'check_known', 'scheduler_facts',
-           'from_unet', 'read_config', 'check_sizes', 'renamed', 'read_unet', 'find_file', 'check_pixels',
-           'load_pipeline']
+           'log_sigmas_of', 'timestep', 'as_vp', 'as_edm', 'as_consistency', 'of_diffusers', 'unet2d', 'image_shape',
+           'unet_labels', 'DiffusersUNet', 'scheduler_defaults', 'check_known', 'scheduler_facts', 'from_unet',
+           'read_config', 'check_sizes', 'renamed', 'read_unet', 'find_file', 'check_pixels', 'load_pipeline']
 
 # %% ../nbs/15_pipelines.ipynb #c07d9579
 import inspect, math, re
 from pathlib import Path
 from typing import Any, Sequence
 import torch
-from .core import check_calls, check_choice, check_number, check_that, in_short, patch, printable
+from .core import (check_calls, check_choice, check_number, check_that, in_short, patch, printable,
+                          typed)
 from .data import Classes
 from .diffusion import as_labels, precondition
-from .edm import check_list
-from .files import as_path, filled, read_json, read_weights
-from .networks import Preconditioned, in_words, register
+from .files import filled, read_json, read_weights
+from .networks import Preconditioned, check_list, in_words, register
 
 # %% ../nbs/15_pipelines.ipynb #2a267cf0
 def betas_of(beta_schedule:str, # 'linear', 'scaled_linear' (in the root) or 'squaredcos_cap_v2' (cosine)
@@ -43,18 +42,11 @@ def betas_of(beta_schedule:str, # 'linear', 'scaled_linear' (in the root) or 'sq
     return (1 - kept[1:] / kept[:-1]).clamp(max=.999)
 
 # %% ../nbs/15_pipelines.ipynb #62f89836
-def as_numbers(name:str,  # what they are called in the message
-               value:Any, # a list, array or tensor
-              )->tuple:
-    "Numbers from a file, or a sentence that they are none."
-    try: return tuple(map(float, value))
-    except (TypeError, ValueError, OverflowError): check_that(False, name, value, 'a list of numbers')
-
-def log_sigmas_of(betas:Sequence[float], # `(T,)`
+def log_sigmas_of(betas:Any,            # `(T,)`: a list, array or tensor
                   zero_snr:bool=False,   # whether the last step was moved to pure noise
                  )->torch.Tensor:        # `(T,)`, ascending
     "Logarithms of the noise levels `sqrt((1 - a) / a)`, `a = alpha_bar` (Lin et al. 2024: `zero_snr`)."
-    betas = torch.as_tensor(betas, dtype=torch.float64)
+    with in_words('betas must be a list of numbers'): betas = torch.as_tensor(betas, dtype=torch.float64)
     if not (betas.ndim == 1 and len(betas) > 1 and ((0 < betas) & (betas < 1)).all()):
         said = f"{betas.numel()} from {betas.min():.3g} to {betas.max():.3g}" if betas.numel() else 'none'
         raise ValueError(f"betas must be at least two numbers between 0 and 1, got {said}")
@@ -121,10 +113,16 @@ def of_diffusers(name:str # of one of its classes
 
 def unet2d(config:dict # arguments of `UNet2DModel`
           )->Any:      # one with fresh weights
-    "A U-Net of diffusers."
-    UNet2DModel = of_diffusers('UNet2DModel')
+    "A U-Net of diffusers; one of shapes alone is asked once, for what its constructor does not look at."
+    made = typed(of_diffusers('UNet2DModel'))
     config = {k: int(v) if isinstance(v, Classes) else v for k, v in config.items()}
-    with in_words("this configuration does not describe a UNet2DModel"): return UNet2DModel(**config)
+    with in_words("this configuration does not describe a UNet2DModel"), torch.no_grad():
+        unet = made(**config)
+        if unet.device.type == 'meta':
+            size = unet.config.sample_size or 2**len(unet.config.block_out_channels)
+            shape, none = image_shape(unet.config | dict(sample_size=size)), torch.zeros(1, dtype=torch.long)
+            unet(torch.empty(1, *shape), none, None if unet.class_embedding is None else none)
+    return unet
 
 # %% ../nbs/15_pipelines.ipynb #b5cab7c6
 def image_shape(config:dict # complete arguments of `UNet2DModel`
@@ -151,13 +149,12 @@ def unet_labels(unet:torch.nn.Module,   # `UNet2DModel`
                )->torch.Tensor|None:    # `cond`, if the U-Net can be asked so
     "Class labels as a U-Net takes them, or a sentence that says why it does not."
     if unet.class_embedding is None:
-        if cond is None: return None
-        raise ValueError("class labels were given to a network without classes: leave them out")
+        check_that(cond is None, 'cond', cond, 'left out: this is a network without classes')
+        return None
     if cond is None:
         raise ValueError("this network was trained with class labels and has none that stands for no class: "
                          "give `cond`, labels (B,)")
-    here = not isinstance(cond, torch.Tensor) or cond.device.type == 'cpu'    # elsewhere it waits
-    return as_labels(cond, len(x), unet.config.num_class_embeds if here else None).to(x.device)
+    return as_labels(cond, len(x), unet.config.num_class_embeds).to(x.device)
 
 # %% ../nbs/15_pipelines.ipynb #4efb7436
 @register
@@ -173,15 +170,13 @@ class DiffusersUNet(Preconditioned):
                  time_scale:float|None=None,      # factor of the time; None: 1, consistency: 1000
                  beta_schedule:str='linear',      # of kind vp, see `betas_of`
                  beta_start:float=1e-4, beta_end:float=.02, n_timesteps:int=1000, # of the schedule
-                 trained_betas:Sequence[float]|None=None, # the schedule itself, `(T,)`
+                 trained_betas:Any=None,          # the schedule itself, `(T,)`
                  zero_snr:bool=False,             # whether its last step is pure noise
                  unet:torch.nn.Module|None=None,  # `UNet2DModel` to be used as it is; None: a fresh one
                  **config:Any,                    # its arguments
                 ):
         check_choice('kind', kind, KINDS)
-        if prediction_type not in KINDS[kind]:
-            raise ValueError(f"kind {kind} cannot predict {prediction_type!r}: expected one of "
-                             f"{', '.join(KINDS[kind])}")
+        check_choice(f'prediction_type of kind {kind}', prediction_type, KINDS[kind])
         if unet is None: unet = unet2d(config)
         elif extra := config.keys() - {'sample_size'}:
             raise ValueError(f"unknown argument {min(extra)!r}: the U-Net that is given decides its own")
@@ -190,21 +185,19 @@ class DiffusersUNet(Preconditioned):
         if kind == 'vp':
             schedule = dict(beta_schedule=beta_schedule, beta_start=beta_start, beta_end=beta_end,
                             n_timesteps=n_timesteps)
-            if trained_betas is not None: trained_betas = as_numbers('trained_betas', trained_betas)
-            facts = schedule | dict(trained_betas=trained_betas, zero_snr=zero_snr)
             with torch.device('cpu'):    # numbers, wherever the network is made
                 betas = betas_of(**schedule) if trained_betas is None else trained_betas
                 log_sigmas = log_sigmas_of(betas, zero_snr).float()
+            if trained_betas is not None: trained_betas = tuple(map(float, trained_betas))
+            facts = schedule | dict(trained_betas=trained_betas, zero_snr=zero_snr)
             sigma_min, sigma_max = log_sigmas[[0, -1]].exp().tolist()
-        check_number('sigma_min', sigma_min, least=0)
-        check_that(sigma_max > sigma_min, 'sigma_max', sigma_max, f'above sigma_min, {sigma_min}')
-        ends = float(sigma_min), float(sigma_max)
+        check_that(0 <= sigma_min < sigma_max, 'sigma_max', sigma_max, f'above sigma_min, {sigma_min}')
         config = {k: tuple(v) if isinstance(v, list) else v
                   for k, v in (dict(unet.config) | config).items() if k[0] != '_'}
         facts = dict(kind=kind, prediction_type=prediction_type, sigma_data=sigma_data) | facts
         super().__init__(image_shape(config), facts | config)
         self.n_classes, self.unet = config['num_class_embeds'], unet
-        self.sigma_min, self.sigma_max = ends
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         if log_sigmas is not None: log_sigmas = log_sigmas.to(self.sigma_data.device)
         self.register_buffer('log_sigmas', log_sigmas, persistent=False)    # arguments, not weights
 
@@ -297,7 +290,6 @@ def from_unet(unet:torch.nn.Module, # `UNet2DModel`; used as it is, not copied
     if scheduler is None and kind is None:
         raise ValueError("a U-Net does not say what it predicts: give its scheduler, or `kind=`, one of "
                          f"{', '.join(KINDS)}")
-    if kind is not None: check_choice('kind', kind, KINDS)
     known = dict(kind=kind) if scheduler is None else scheduler_facts(scheduler, kind, facts)
     return DiffusersUNet(**known | facts, unet=unet).train(unet.training)
 
@@ -312,12 +304,10 @@ def read_config(file:Path # one of the JSON files of a pipeline
 
 def check_sizes(config:dict): # of a U-Net, as read
     "Raise if a size is of the wrong kind, or so large that no network can be meant."
-    side, layers = config.get('sample_size'), config.get('layers_per_block', 1)
-    if side is not None: check_list('sample_size', side if isinstance(side, list) else [side], 4096)
-    if isinstance(side, list) and len(side) != 2:
-        raise ValueError(f"sample_size must be a number of pixels or two, got {side}")
-    check_list('block_out_channels', config.get('block_out_channels', [1]), 8192)
-    check_number('layers_per_block', layers, whole=True, least=1, most=16)
+    side = config.get('sample_size')
+    if side is not None: check_list('sample_size', side if isinstance(side, list) else [side, side], 2, 2)
+    check_list('block_out_channels', config.get('block_out_channels', [1]), 1, 12)
+    check_number('layers_per_block', config.get('layers_per_block', 1), whole=True, least=1, most=16)
 
 # %% ../nbs/15_pipelines.ipynb #4bb71235
 WEIGHTS = 'diffusion_pytorch_model'
@@ -375,7 +365,7 @@ def load_pipeline(folder:str|Path,    # of a pipeline, or of its U-Net alone
                   **facts:Any,        # see `from_unet`
                  )->DiffusersUNet:    # not training
     "Read a pipeline of diffusers from a folder on this machine."
-    folder = as_path(folder)
+    folder = Path(folder)
     unet = find_file(folder, 'unet', 'config.json')
     scheduler = find_file(folder, 'scheduler', 'scheduler_config.json')
     if unet is None:
