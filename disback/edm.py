@@ -456,10 +456,10 @@ class EDMNetwork(Preconditioned):
         super().__init__((img_channels, img_resolution, img_resolution), config)
         self.register_buffer('sigma_data', self.sigma_data, persistent=False)    # no tensor of a checkpoint
         self.n_classes, self.class_name, self.schedule = label_dim or None, class_name, schedule
-        low, high = noise_range(class_name, schedule)
-        self.sigma_min = low if sigma_min is None else float(sigma_min)
-        self.sigma_max = high if sigma_max is None else float(sigma_max)
-        check_that(0 <= self.sigma_min < self.sigma_max, 'sigma_max', sigma_max, f'above sigma_min, {sigma_min}')
+        ends = zip((sigma_min, sigma_max), noise_range(class_name, schedule))
+        low, high = [float(usual if end is None else end) for end, usual in ends]
+        check_that(0 <= low < high, 'sigma_max', high, f'above sigma_min, {low}')
+        self.sigma_min, self.sigma_max = low, high
         out = img_channels
         if class_name == 'iDDPMPrecond':    # it keeps its levels with the weights, and gives a variance
             self.register_buffer('u', iddpm_levels(**schedule).to(self.sigma_data.device))
