@@ -342,7 +342,8 @@ def test_label_table(name, tmp_path):
     (tmp_path / "i").mkdir()
     images(tmp_path / "i")
     write(tmp_path / "i" / "dataset.json", TABLES[name])
-    refused(lambda: load_data(tmp_path / "i", labels=True))
+    # many empty classes are odd, no more
+    refused(lambda: load_data(tmp_path / "i", labels=True), accepted=name == "classes")
 
 
 def test_label_table_that_unpacks_to_half_a_gigabyte(tmp_path):
