@@ -1150,7 +1150,9 @@ def fuzz(names, kinds=None, progress=None):
         for key, p in parameters_of(f).items():
             if p.kind is p.VAR_KEYWORD:
                 continue
-            jobs += [(name, key, kind, row[0] != "nan") for kind in kinds or wrong_values(None)]
+            # none is right where it is the default
+            values = [k for k in kinds or wrong_values(None) if k != "none" or p.default is not None]
+            jobs += [(name, key, kind, row[0] != "nan") for kind in values]
     rows = [(*job[:3], *row) for job, row in zip(jobs, all_calls(jobs, progress))]
     return rows, failed
 
