@@ -125,7 +125,8 @@ def check_schema(value:Any,  # plain data from a file
     return value
 
 # %% ../nbs/00_core.ipynb #5aa10011
-KINDS = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list)}    # what is taken for them
+KINDS = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list),
+         list: (tuple, list)}    # what is taken for them
 SAID = {numbers.Integral: 'a whole number', numbers.Real: 'a number', bool: 'True or False', str: 'text',
         type(None): 'None', collections.abc.Callable: 'a function', list: 'a list'}
 

@@ -249,7 +249,7 @@ class Classes(int):
                 counts:Sequence[int], # samples of each class
                 names:Sequence[str]|None=None, # of the classes; None: their numbers
                ):
-        counts = torch.as_tensor(counts).tolist()
+        counts = torch.as_tensor(counts, device='cpu').tolist()
         good = isinstance(counts, list) and any(counts)
         check_that(good, 'counts', counts, 'one number a class, not all zero')
         for i, count in enumerate(counts): check_number(f'the count of class {i}', count, whole=True, least=0)
