@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['as_rows', 'as_pair', 'distances', 'same', 'mean_between', 'mean_within', 'energy_distance', 'mmd', 'exact_w2',
-           'sliced_w2', 'root', 'check_moments', 'slack_of', 'frechet_from_moments', 'gaussian_w2', 'ModeCoverage',
-           'mode_coverage', 'modes_of', 'image_features', 'digit_features', 'features_for', 'check_features',
-           'features_of', 'moments', 'frechet_distance', 'squared_distances', 'reach', 'PrecisionRecall',
-           'precision_recall', 'Judge']
+           'sliced_w2', 'root', 'check_moments', 'is_positive', 'frechet_from_moments', 'gaussian_w2', 'ModeCoverage',
+           'mode_coverage', 'modes_of', 'count_modes', 'image_features', 'digit_features', 'features_for',
+           'check_features', 'features_of', 'moments', 'frechet_distance', 'squared_distances', 'reach',
+           'PrecisionRecall', 'precision_recall', 'Judge']
 
 # %% ../nbs/07_metrics.ipynb #3e5bc74b
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
@@ -153,21 +153,23 @@ def check_moments(mu:Any,  # mean `(D,)`, tensor, array or list
     try: mu, C = [torch.as_tensor(a, dtype=torch.float64) for a in (mu, C)]
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{what} must be numbers of shapes (D,) and (D, D)") from None
-    D, wrong, C = mu.numel(), '', C.to(mu.device)
+    D, C = mu.numel(), C.to(mu.device)
     if not D or mu.shape != (D,) or C.shape != (D, D):
-        wrong = f"have shapes {tuple(mu.shape)} and {tuple(C.shape)}, not (D,) and (D, D)"
-    elif not mu.isfinite().all() or not C.isfinite().all(): wrong = "hold numbers that are not finite"
-    elif not torch.allclose(C, C.T, rtol=0, atol=1e-6 * C.abs().max().item()):
-        wrong = "are no such things: the covariance is not symmetric"
-    elif torch.linalg.cholesky_ex(C + slack_of(C))[1]:
-        wrong = "are no such things: the covariance is not positive semidefinite"
-    if wrong: raise ValueError(f"{what} {wrong}: compute them anew from finite samples")
+        raise ValueError(f"{what} have shapes {tuple(mu.shape)} and {tuple(C.shape)}, not (D,) and (D, D)")
+    most = torch.maximum(C.max(), -C.min())    # nan, if one is there
+    right = dict(finite=mu.isfinite().all() and most.isfinite())
+    right['symmetric'] = right['finite'] and torch.sub(C, C.T).abs_().max() <= 1e-6 * most
+    right['positive semidefinite'] = right['symmetric'] and is_positive(C)
+    for word, so in right.items():
+        if not so: raise ValueError(f"{what} are not {word}: compute them anew from finite samples")
     return mu, C
 
-def slack_of(C:torch.Tensor  # covariance `(D, D)`
-            )->torch.Tensor: # `(D, D)`
-    "What single precision may take from the eigenvalues of a singular covariance, on the diagonal."
-    return torch.diag(C.diagonal().abs().max().mul(1e-4).clamp(min=1e-100).expand(len(C)))
+def is_positive(C:torch.Tensor # symmetric matrix `(D, D)`
+               )->bool:
+    "Whether a matrix is positive semidefinite, but for what single precision may take from its eigenvalues."
+    shifted = C.clone()
+    shifted.diagonal().add_((1e-4 * C.diagonal().abs().max()).clamp(min=1e-100))
+    return not torch.linalg.cholesky_ex(shifted)[1]
 
 # %% ../nbs/07_metrics.ipynb #c1d585d0
 def frechet_from_moments(mu1:torch.Tensor, # mean `(D,)`
@@ -219,7 +221,7 @@ def mode_coverage(x:torch.Tensor,     # samples `(n, D)`
     held = torch.bincount(mode[near], minlength=K) / len(x)
     return ModeCoverage((held >= least * due / due.sum()).double().mean().item(), near.double().mean().item())
 
-# %% ../nbs/07_metrics.ipynb #44f9ab00
+# %% ../nbs/07_metrics.ipynb #6ae613f7
 def modes_of(name:str # of data, as `load_data` takes it
             )->tuple|None: # arguments of `mode_coverage`: centres `(K, 2)`, deviation; None: not known
     "The modes of data in the plane, where there are any to count."
@@ -227,6 +229,13 @@ def modes_of(name:str # of data, as `load_data` takes it
     if name in ('ring', 'grid'): return (ring_means(), .2) if name == 'ring' else (grid_means(), .15)
     if not name.startswith('modes:'): return None
     return torch.tensor([[float(v) for v in p.split(',')] for p in name[6:].split('/')]), .3
+
+def count_modes(x:torch.Tensor, # samples `(n, D)`
+                modes:tuple,    # what `modes_of` says: further arguments of `mode_coverage`
+               )->dict: # `modes`, the number of those found, and `near`, the part of samples near one
+    "The modes that samples have found, for a table."
+    found, near = mode_coverage(x, *modes)
+    return dict(modes=round(found * len(modes[0])), near=near)
 
 # %% ../nbs/07_metrics.ipynb #cbb69622
 def image_features(x:torch.Tensor # images `(n, C, H, W)` in [-1, 1]
@@ -381,9 +390,7 @@ def distance(self:Judge, x:torch.Tensor)->float: # of samples `(n, *dims)`
 def __call__(self:Judge, x:torch.Tensor)->dict: # of samples `(n, *dims)` -> `{measure: number}`
     "All that a table shows."
     told = {self.name: self.distance(x)}
-    if self.modes:
-        found, near = mode_coverage(x, *self.modes)
-        told |= dict(modes=round(found * len(self.modes[0])), near=near)
+    if self.modes: told |= count_modes(x, self.modes)
     if self.real is None: return told
     return told | precision_recall(self.real, x[:len(self.real)], self.features)._asdict()
 
