@@ -191,7 +191,8 @@ def precondition(sigma:torch.Tensor,            # noise level, any shape
     "The four coefficients of EDM eq. 7 (table 1, right column)."
     var = sigma**2 + sigma_data**2
     c_in = var.rsqrt()
-    return sigma_data**2 / var, sigma * sigma_data * c_in, c_in, sigma.log() / 4
+    above_zero = sigma.clamp_min(torch.finfo(sigma.dtype).tiny)    # at no noise, where c_out is 0
+    return sigma_data**2 / var, sigma * sigma_data * c_in, c_in, above_zero.log() / 4
 
 # %% ../nbs/01_diffusion.ipynb #66ea6aa9
 def edm_weight(sigma:torch.Tensor,     # noise level, any shape
