@@ -315,6 +315,7 @@ def name_classes(module:nn.Module, # somebody's teacher; its classes are named i
         module.config |= {k: data.n_classes for k in ('n_classes', 'label_dim') if k in module.config}
     return source_of(given[0], False, *given[1:], 0, data)
 
+# %% ../nbs/43_stages.ipynb #5c430005
 def import_(options:Import
            )->dict: # what it is: `network`, `family`, `parameters`, `classes`
     "Make a run folder of somebody's checkpoint, as pretrain writes it, and execute nothing in it."
@@ -547,7 +548,10 @@ def evaluate(options:Evaluate
         print(Table.of({drawn_by: row}), statement(result), sep='\n\n')
     return row
 
-def data_to_meet(options:Evaluate, folder:RunFolder)->Data|None: # of the run
+# %% ../nbs/43_stages.ipynb #5c430006
+def data_to_meet(options:Evaluate,
+                 folder:RunFolder, # of the run
+                )->Data|None:
     "The data that samples are measured against; None if statistics alone are."
     known = folder.source and bundled(folder.source['name'])
     if options.reference is not None and not known and options.data is None: return None
