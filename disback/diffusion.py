@@ -53,9 +53,10 @@ def as_labels(cond:Any, # labels, one a sample: whole numbers, tensor, array or 
     "Class labels, if they are one whole number a sample."
     try: labels = torch.as_tensor(cond)
     except (TypeError, ValueError, RuntimeError): labels = None
-    whole = labels is not None and labels.dtype in WHOLE and tuple(labels.shape) == (n,)
+    if labels is not None and labels.shape == (n, 1): labels = labels[:, 0]    # a column, as tables have it
+    whole = labels is not None and labels.dtype in WHOLE and labels.shape == (n,)
     check_that(whole, 'labels', cond if labels is None else labels,
-               f'whole numbers ({n},), one a sample (a column: labels[:, 0]; one-hot: labels.argmax(1))')
+               f'whole numbers ({n},), one a sample (of one-hot rows: labels.argmax(1))')
     if n_classes is not None and labels.device.type == 'cpu' and not torch.compiler.is_compiling():
         values = labels.tolist() or [0]
         if not 0 <= min(values) <= max(values) < n_classes:
