@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STARTS', 'PLACES', 'OPTIMIZERS', 'CHOICES', 'POINTS', 'IMAGES', 'PROTOCOLS', 'ROWS', 'LINES', 'random_mixture',
            'data_of', 'start', 'Arm', 'parse_arm', 'Protocol', 'parse_task', 'kind_of', 'modules_of', 'file_for',
-           'teacher_of', 'relative_cost', 'price_of', 'steps_for', 'stage1', 'path_of', 'Prepared', 'prepare',
-           'distance_for', 'look_steps', 'follow', 'run_arm', 'check_seeds', 'run_pair', 'compare', 'bounds_of',
-           'compute_to', 'median_interval', 'ratio', 'spread', 'compared', 'by_task', 'by_seed', 'summary',
-           'in_brackets', 'text', 'write_csv', 'arm_styles', 'show_task', 'show_comparison']
+           'teacher_of', 'relative_cost', 'price_of', 'stage1', 'path_of', 'prepare', 'distance_for', 'look_steps',
+           'follow', 'run_arm', 'check_seeds', 'run_pair', 'compare', 'bounds_of', 'compute_to', 'median_interval',
+           'ratio', 'spread', 'compared', 'by_task', 'by_seed', 'summary', 'in_brackets', 'text', 'write_csv',
+           'arm_styles', 'show_task', 'show_comparison']
 
 # %% ../nbs/31_comparisons.ipynb #9a522499
 import csv, math, multiprocessing, re
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, Callable, Iterable
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -230,15 +230,6 @@ def price_of(arm:Arm,              # what is to be done
     through = getattr(get_loss(arm.loss), 'through', False)
     return backtracking_passes(1, arm.ratio, through) + (relative - 1) * (3 + arm.ratio - 1)
 
-def steps_for(budget:float, # passes
-              spent:float,  # of these in stage 1
-              price:float,  # of a step of stage 2
-             )->int:
-    "The steps that a budget pays for, at least one."
-    if budget - spent >= price: return int((budget - spent) / price)
-    raise ValueError(f"a budget of {budget} passes does not pay for stage 1 ({spent:.0f} passes) "
-                     "and one step: raise it")
-
 # %% ../nbs/31_comparisons.ipynb #2dc8f686
 def stage1(arm:Arm,           # what is to be done
            student:nn.Module, # untrained
@@ -265,30 +256,27 @@ def path_of(run:Degradation # at its start
     return path if all(math.isfinite(node.drift) for node in path) else None
 
 # %% ../nbs/31_comparisons.ipynb #13b37bc2
-class Prepared(NamedTuple):
-    "A run of one arm and seed, ready to begin."
-    run: Backtracking # stage 2
-    spent: float      # passes of stage 1
-    price: float      # passes of a step of stage 2
-    lost: bool        # whether stage 1 has diverged
-
 def prepare(arm:Arm,           # what is to be done
             kind:str,          # of start
             teacher:nn.Module, # the trained denoiser
             seed:int,          # of student, stage 1 and stage 2
             protocol:Protocol, # what all arms share
-           )->Prepared:
+           )->tuple[Backtracking, float, float, bool]: # stage 2; passes of stage 1, and of a step of stage 2;
+                                                       # whether stage 1 has diverged
     "Make the run of one arm and seed: student, stage 1, and stage 2 ready to begin."
     student = start(kind, teacher, seed)
     price = price_of(arm, relative_cost(student, teacher))
     recording, spent = stage1(arm, student, teacher, seed, protocol)
-    n_steps = steps_for(protocol.budget, spent, price)    # before anything is trained
+    n_steps = int((protocol.budget - spent) / price)
+    if n_steps < 1:    # before anything is trained
+        raise ValueError(f"a budget of {protocol.budget} passes does not pay for stage 1 ({spent:.0f} "
+                         "passes) and one step: raise it")
     path = path_of(recording) if recording else DegradationPath.of(teacher)
     targets = ARMS[arm.name](path or DegradationPath.of(teacher))
     run = Backtracking(student, **targets, loss=arm.loss, itinerary=arm.steps, n_steps=n_steps,
                        batch=protocol.batch, lr=arm.lr, fake_lr=arm.fake_lr, ratio=arm.ratio,
                        optimizer=OPTIMIZERS[arm.optimizer], seed=seed)
-    return Prepared(run, spent, price, path is None)
+    return run, spent, price, path is None
 
 # %% ../nbs/31_comparisons.ipynb #ea6e5835
 def distance_for(data:str,          # its name
@@ -426,7 +414,9 @@ def median_interval(low:list[float], # a number for each seed, or the least that
     low, high = sorted(low), sorted(low if high is None else high)
     n, outside, j = len(low), 0, 0
     check_that(len(high) == n and not any(map(math.isnan, low + high)), 'values', low, 'numbers, one a seed')
-    while 1 - 2 * (outside + math.comb(n, j)) / 2**n >= least: outside, j = outside + math.comb(n, j), j + 1
+    while 1 - 2 * (outside + math.comb(n, j)) / 2**n >= least:
+        outside += math.comb(n, j)
+        j += 1
     return (low[j - 1], high[n - j], 1 - 2 * outside / 2**n) if j else None
 
 # %% ../nbs/31_comparisons.ipynb #27a25ab1
@@ -582,8 +572,8 @@ def show_comparison(rows:list[dict],           # what `compare` returned
     fig.supxlabel("forward passes of a batch through the teacher's network, stage 1 included", fontsize=9)
     fig.supylabel(ylabel, fontsize=9)
     title = f'median of {n_seeds} seeds, the middle half of them shaded'
-    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc='outside upper center', ncols=min(3, len(styles)),
-               fontsize=8, frameon=False, title=title, title_fontsize=8)
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc='outside upper center', title=title,
+               ncols=min(3, len(styles)), fontsize=8, frameon=False, title_fontsize=8)
     return fig
 
 # %% ../nbs/31_comparisons.ipynb #c0ca1131

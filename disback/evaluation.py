@@ -16,7 +16,8 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 import torch
 from . import __version__
-from .core import check_calls, check_choice, check_counts, check_number, check_that, patch, patch_property
+from .core import (check_calls, check_choice, check_counts, check_number, check_that, patch,
+                          patch_property)
 from .data import Data, digits
 from .files import digest, file_digest, read_weights, whole
 from .metrics import (as_rows, check_images, check_moments, features_for, frechet_from_moments,
