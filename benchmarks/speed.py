@@ -242,6 +242,7 @@ def measure_step(device, quick, threads):
             ('backtracking', backtracking(teacher, batch), Bare(teacher, batch)),
             ('degradation', degradation(teacher, batch, pool=pool), BareDegradation(teacher, batch, pool))]
         for stage, run, bare in pairs_of_loops:
+            bare.generator.set_state(run.generator.get_state())    # the same random numbers
             ours, theirs = in_turn(run.__next__, bare.step, pairs, device, warm_up)
             row = dict(library_ms=round(median(ours), 2), bare_ms=round(median(theirs), 2),
                        **ratio(ours, theirs), steps_per_second=round(1e3 / median(ours), 1))
@@ -346,14 +347,15 @@ def walk_memory(device, folders, n_steps): # shortest first: a peak stays, so a 
     before, rows = memory(device), {}
     for folder in folders:
         path = DegradationPath.open(folder)
-        student, walk = OneStep(path.denoiser(0)).to(device), Fixed((1,) * (len(path) - 2))
-        run = Backtracking(student, path, itinerary=walk, n_steps=n_steps, batch=8)
+        walk = Fixed((1,) * (len(path) - 2))
+        run = Backtracking(OneStep(path.denoiser(0)).to(device), path, itinerary=walk, n_steps=n_steps,
+                           batch=8)
         targets, peak = {record.node for record in run}, memory(device, peak=True)
         disk = sum(f.stat().st_size for f in Path(folder).iterdir())
         rows[f'{len(path)} nodes'] = dict(targets=len(targets), peak_mib=round(peak / MIB, 1),
                                           above_mib=round((peak - before) / MIB, 1),
                                           on_disk_mib=round(disk / MIB, 1))
-        del run, student, path
+        del run, path
         gc.collect()
     return rows
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['parse', 'plan_of', 'do_in', 'begun', 'demo_data', 'demo', 'equal_compute', 'demo_report', 'comparison_figure',
-           'check_teacher', 'check_files', 'run', 'run_report', 'compare', 'do_command', 'gentle', 'mended_by', 'main']
+           'check_teacher', 'check_files', 'run', 'run_report', 'compare', 'do_command', 'Shown', 'shown', 'gentle',
+           'tell', 'mended_by', 'main']
 
 # %% ../nbs/46_cli.ipynb #c6e5ef19
-import re, shutil, signal, sys, threading, time, warnings
-from contextlib import contextmanager
+import os, re, shutil, signal, sys, threading, time, warnings
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Iterator
@@ -43,14 +44,14 @@ def plan_of(recipe:Any,      # a `Recipe`
            )->str:
     "The plan of a recipe, with these options in place of its own."
     import torch
-    from disback.recipes import plan, plan_text, probe
+    from disback.recipes import holds, plan, plan_text, probe
     from disback.stages import engine_of
     options.check()
     network, compute = recipe.build('meta'), options.compute or recipe.compute
     stages, seconds = recipe.stages | {options.name: options}, {}
     first, second, last = [stages[name] for name in ('degrade', 'backtrack', 'evaluate')]
     devices = [compute.device] if compute.device else ['cpu', *['cuda'] * torch.cuda.is_available()]
-    for engine in [engine_of(replace(compute, device=device)) for device in devices]:
+    for engine in [engine_of(replace(compute, device=device)) for device in devices * holds(network)]:
         name = f'{engine.device}, threads: {torch.get_num_threads()}'
         if engine.device == 'cuda': name = torch.cuda.get_device_name()
         seconds[name] = probe(network, 1 if engine.device == 'cpu' else 8, engine)
@@ -67,13 +68,17 @@ def do_in(folder:Any, # `RunFolder` of a command that chains stages
     from disback.stages import do
     return do(replace(options, out=folder/name, resume=RunFolder(folder/name).begun))
 
-def begun(options:Options # of a command that chains stages
-         )->Any:          # its `RunFolder`
+def begun(options:Options, # of a command that chains stages
+          data:Any=None,   # `Data`, if it uses some itself
+          **read:Any,      # what it has read, by the names of its options
+         )->Any:           # its `RunFolder`
     "The folder of a command, new or to be resumed."
     from disback.folders import RunFolder
-    from disback.stages import engine_of
+    from disback.stages import engine_of, identity, source_of
     folder = RunFolder(options.out, engine_of(options.compute).processes)
-    return folder.begin(options.settings(), options.compute, options.resume)
+    source = data and source_of(options.data, False, options.size, options.channels, 0, data)
+    inputs = {name: identity(value) for name, value in read.items()}
+    return folder.begin(options.settings(), options.compute, options.resume, source, inputs)
 
 # %% ../nbs/46_cli.ipynb #e7163cfb
 def demo_data(options:Demo
@@ -91,12 +96,13 @@ def demo(options:Demo
         )->dict|None: # rows of the table, and seconds by stage; None but for the first process
     "The whole of DisBack in minutes: teacher, path, one-step student, table and figures."
     options.check()
-    data, folder = demo_data(options), begun(options)
+    data = demo_data(options)
+    folder = begun(options, data)
     common = dict(out=folder.path, seed=options.seed, compute=options.compute)
     train = Pretrain(**common, data=options.data, size=options.size, channels=options.channels,
                      n_steps=options.pretrain_steps)
     record = Degrade(**common, teacher=folder/'teacher', n_steps=options.degrade_steps)
-    walk = Backtrack(**common, path=folder/'path', n_steps=options.steps)
+    walk = Backtrack(**common, path=folder/'path', data=options.data, n_steps=options.steps)
     results = dict(pretrain=do_in(folder, 'teacher', train), degrade=do_in(folder, 'path', record),
                    backtrack=do_in(folder, 'student', walk))
     arms = equal_compute(folder) if options.compare else {}
@@ -138,7 +144,7 @@ def demo_report(folder:Any,   # `RunFolder` of the demo
     frames = [x[:64] if x.ndim == 4 else x for x in shown.values()]
     folder.figure('samples.png', filmstrip(frames, [*shown], colors=colors, width=3, most=64))
     shutil.copy(folder/'path'/'figures'/'path.png', folder/'figures'/'path.png')
-    comparison_figure(folder, arms, rows['teacher']['frechet'])
+    comparison_figure(folder, arms, rows['teacher'])
     seconds['evaluate'] = round(time.monotonic() - start, 1)
     result = dict(**rows, seconds=seconds, seed=seed, data=data.name)
     write_json(folder/'metrics.json', result)
@@ -149,22 +155,24 @@ def demo_report(folder:Any,   # `RunFolder` of the demo
 # %% ../nbs/46_cli.ipynb #cb9cfc85
 def comparison_figure(folder:Any,  # `RunFolder` of the demo
                       arms:list,   # folders of students in it
-                      teacher:float, # its Fréchet distance
+                      teacher:dict,  # what was measured of it
                      )->None:
     "Draw the quality of each arm against compute, and its mismatch and target against steps."
     import matplotlib.pyplot as plt
     from disback.folders import RunFolder
     from disback.plots import COLORS, show_curve
+    from disback.stages import TITLES
+    name = 'energy' if 'energy' in teacher else 'frechet'
     fig, (quality, mismatch, target) = plt.subplots(1, 3, figsize=(11, 3), layout='constrained')
     recorded = RunFolder(folder/'path').result['passes']
     for arm in arms:
         run, label = RunFolder(folder/arm), 'DisBack' if arm == 'student' else arm
         color, metrics = COLORS['disback' if arm == 'student' else arm], run.metrics
         pick = lambda name: zip(*[(row['step'], row[name]) for row in metrics if name in row])
-        steps, distances = pick('frechet')
+        steps, distances = pick(name)
         price, first = run.result['passes'] / run.config['n_steps'], 0 if arm == 'diff-instruct' else recorded
         show_curve([first + price * step for step in steps], distances, quality, label, color, yscale='log',
-                   title='Fréchet distance to held-out data',
+                   title=TITLES[name],
                    xlabel='forward passes of a batch, stage 1 included')
         show_curve(*pick('mismatch'), mismatch, label, color, smooth=10, xlabel='step',
                    title='mismatch of fake and target', yscale='log')
@@ -172,7 +180,7 @@ def comparison_figure(folder:Any,  # `RunFolder` of the demo
         target.step([0, *steps], [nodes[0], *nodes], color=color, where='pre')
     target.set(xlabel='step', title='target node (0: the teacher)')
     target.yaxis.get_major_locator().set_params(integer=True)
-    quality.axhline(teacher, color=COLORS['teacher'], lw=1, label='teacher')
+    quality.axhline(teacher[name], color=COLORS['teacher'], lw=1, label='teacher')
     quality.legend(frameon=False, fontsize=8)
     folder.figure('curves.png', fig)
 
@@ -183,15 +191,17 @@ def check_teacher(options:Run,
     "Raise if there is no teacher, or none that the stages could start from."
     from disback.data import load_data
     from disback.folders import RunFolder
-    from disback.stages import new_network, read_teacher
+    from disback.stages import allowed, new_network, read_teacher
     if options.teacher is None:
         if not recipe.trains:
             raise ValueError(f"recipe {recipe.name} starts from a checkpoint: name it by --teacher")
         train = recipe.stages['pretrain']
-        data = load_data(train.data, train.labels, train.size, train.channels)
+        data = load_data(train.data, train.labels, train.size, train.channels,
+                         skip_broken=train.skip_broken_images)
         new_network(data.shape, data.n_classes, train.network)
     elif RunFolder(options.teacher).begun:
-        RunFolder(options.teacher).finished('pretrain', 'import', option='--teacher')
+        there = RunFolder(options.teacher).finished('pretrain', 'import', option='--teacher')
+        if options.reference is None: allowed(there, options.data)
     elif options.data is None and options.reference is None:
         raise ValueError("nothing says what the student shall be measured against: give --reference, a "
                          f"statistics file, or name the --data that {options.teacher} was trained on")
@@ -221,10 +231,12 @@ def run(options:Run
     options.check()
     check_files(options)
     check_teacher(options, recipe)
-    folder = begun(options)
+    folder = begun(options, recipe={name: o.settings() for name, o in recipe.stages.items()})
     def do_stage(stage, name, **given): return do_in(folder, name, replace(recipe.stages[stage], **given))
     common = dict(seed=options.seed, compute=options.compute)
     judged = {name: getattr(options, name) for name in ('reference', 'weights') if getattr(options, name)}
+    data = recipe.stages['pretrain'].data if options.teacher is None else options.data
+    if data is not None: judged |= dict(data=data)
     teacher = folder/'teacher'
     if options.teacher is None: do_stage('pretrain', 'teacher', **common)
     elif RunFolder(options.teacher).begun: teacher = options.teacher
@@ -239,7 +251,7 @@ def run_report(options:Run,
                recipe:Any,   # its `Recipe`
                folder:Any,   # its `RunFolder`, the student trained
                teacher:Path, # run folder
-               judged:dict,  # `reference` and `weights`, if they were given
+               judged:dict,  # `reference`, `weights` and `data`, if they were given
               )->dict:       # rows of what was measured
     "Draw from teacher and student, and measure them."
     from disback.stages import do
@@ -287,10 +299,49 @@ def do_command(typed:list # what stands behind `disback`
                                              description='Distil diffusion models along a path.')
     command, *rest = typed
     options, recipe = parse(command, rest)
-    if options.dry_run: return print(plan_of(recipe, options))
-    if command == 'lab': from disback.lab import lab as do
-    else: from disback.stages import do
-    dict(demo=demo, run=run, compare=compare).get(command, do)(options)
+    with shown() as lost:
+        if options.dry_run: print(plan_of(recipe, options))
+        else:
+            if command == 'lab': from disback.lab import lab as do
+            else: from disback.stages import do
+            dict(demo=demo, run=run, compare=compare).get(command, do)(options)
+    if lost:
+        raise OSError("all is done, but what was to be shown could not be written "
+                      f"({lost[0].strerror}): it is in the folder that was written")
+
+# %% ../nbs/46_cli.ipynb #5c460002
+class Shown:
+    "Standard output for words of any origin; what could not be written is kept in `lost`."
+    def __init__(self, file:Any): self.file, self.lost = file, []    # text, such as `sys.stdout`
+    def __getattr__(self, name): return getattr(self.file, name)
+
+    def write(self, text:str)->int:
+        lines = [line if line.isprintable() else ascii(line)[1:-1] for line in text.split('\n')]
+        code = getattr(self.file, 'encoding', None) or 'utf-8'
+        self.attempt(self.file.write, '\n'.join(lines).encode(code, 'backslashreplace').decode(code))
+        return len(text)
+
+    def flush(self)->None: self.attempt(self.file.flush)
+    def attempt(self, action:Any, *args:str)->None:
+        "Do something with the file, as long as it can be written."
+        try:
+            if not self.lost: action(*args)
+        except OSError as error: self.lost.append(error)
+
+# %% ../nbs/46_cli.ipynb #5c460003
+@contextmanager
+def shown()->Iterator[list]: # errors, of which the first is why the rest was dropped
+    "Within the block, `print` stops nothing."
+    before = sys.stdout
+    if before is None: before = open(os.devnull, 'w')    # closed from the start
+    sys.stdout = out = Shown(before)
+    try:
+        yield out.lost
+        out.flush()
+    finally:
+        sys.stdout = before
+        if out.lost and before is sys.__stdout__:    # or the interpreter would try once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), before.fileno())
 
 # %% ../nbs/46_cli.ipynb #b5253f5a
 @contextmanager
@@ -298,13 +349,20 @@ def gentle()->Iterator[None]:
     "Within the block a request to end interrupts as Ctrl-C does, and warnings are one line each."
     def interrupted(*_): raise KeyboardInterrupt
     outer = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupted) if outer else None
+    asked = [signal.SIGTERM, *[signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)]
+    before = {s: signal.signal(s, interrupted) for s in asked} if outer else {}
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f'disback: {message}', file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: tell(str(message))
             yield
     finally:
-        if outer: signal.signal(signal.SIGTERM, before)
+        for s, handler in before.items(): signal.signal(s, handler)
+
+def tell(said:str)->None: # one sentence
+    "Say something on standard error, if there is one."
+    from disback.core import printable
+    with suppress(OSError, ValueError, AttributeError):
+        print(f'disback: {printable(said)}'.encode(errors='backslashreplace').decode(), file=sys.stderr)
 
 # %% ../nbs/46_cli.ipynb #e3ed1a53
 def mended_by(error:BaseException # that ended a command
@@ -316,7 +374,8 @@ def mended_by(error:BaseException # that ended a command
     short = isinstance(error, RuntimeError) and re.search('allocat|memory', str(error))    # torch says it so
     if short or isinstance(error, MemoryError | OverflowError):
         return "not enough memory for this: lower --batch, --n or --size, or send a batch through in --pieces"
-    if isinstance(error, OSError) and error.strerror: return f'{error.filename}: {error.strerror}'
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) if isinstance(error, ValueError | OSError) else None
 
 # %% ../nbs/46_cli.ipynb #ba128751
@@ -330,7 +389,7 @@ def main(args:list|None=None # what stands behind `disback`; None: as the proces
     except (KeyboardInterrupt, Exception) as error:
         said = mended_by(error)
         if said is None: raise
-        print(f'disback: {said}'.encode(errors='backslashreplace').decode(), file=sys.stderr)
+        tell(said)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 # %% ../nbs/46_cli.ipynb #c0ca1146

@@ -27,6 +27,7 @@ def _on(generator): # arguments of `torch.rand` and its like
     check_that(good, 'generator', generator, "a torch.Generator, or None for torch's own")
     return dict(generator=generator, device=getattr(generator, 'device', 'cpu'))
 
+# %% ../nbs/03_data.ipynb #5aa50010
 def _check_n(n): check_number('n', n, whole=True, least=0, most=10**9)
 
 def _checked(f):
@@ -189,6 +190,7 @@ def _draws(x, cond=None):
         return x[i] if cond is None else (x[i], cond[i])
     return sample
 
+# %% ../nbs/03_data.ipynb #5aa50012
 def _samples(x, cond):
     "Samples and their labels, once they are found to be such; of torch's default type."
     x = torch.as_tensor(x)
@@ -247,7 +249,7 @@ class Classes(int):
                 counts:Sequence[int], # samples of each class
                 names:Sequence[str]|None=None, # of the classes; None: their numbers
                ):
-        counts = torch.as_tensor(counts).tolist()
+        counts = torch.as_tensor(counts, device='cpu').tolist()
         good = isinstance(counts, list) and any(counts)
         check_that(good, 'counts', counts, 'one number a class, not all zero')
         for i, count in enumerate(counts): check_number(f'the count of class {i}', count, whole=True, least=0)
@@ -308,6 +310,7 @@ def classes_of(source:str|Path, # folder or zip archive of images, `dataset.json
                          f"or give it a {LABEL_FILE}")
     return Classes(y.bincount(minlength=len(names or ())), names)
 
+# %% ../nbs/03_data.ipynb #5aa50013
 def labels_of(source:str|Path, # as for `classes_of`
              )->Labels:        # which come as often as there
     "Draw the labels of a data set; no image is decoded."
@@ -339,9 +342,9 @@ def _without_replacement(x):
     "Draw distinct stored samples; asked for more than there are, give all."
     def held_out(n, generator=None):
         _check_n(n)
-        i = torch.randperm(len(x), **_on(generator))[:n].to(x.device)
-        if n >= len(x): i = i.sort().values
-        drawn = x[i]
+        among = _on(generator)
+        i = torch.arange(len(x)) if n >= len(x) else torch.randperm(len(x), **among)[:n]
+        drawn = x[i.to(x.device)]
         return drawn[x.sound(i)] if isinstance(x, Images) else drawn
     return held_out
 
@@ -350,6 +353,7 @@ def _digest(*lines): # -> SHA-256 of texts
     whole = '\0'.join(unicodedata.normalize('NFC', str(line)) + '\n' for line in lines)
     return hashlib.sha256(whole.encode('utf8', 'surrogateescape')).hexdigest()
 
+# %% ../nbs/03_data.ipynb #5aa50014
 def _lines(title, x, y):
     "What tells whether samples and their labels are still the same, a line each."
     marks = x.marks() if isinstance(x, Images) else [zlib.crc32(row.contiguous().numpy()) for row in x]
@@ -412,12 +416,14 @@ def _exists(name): # whether there is such a file; no name is too odd to ask
     try: return Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError): return False
 
+# %% ../nbs/03_data.ipynb #5aa50015
 def _formula(name): # of generated points
     if name not in POINT_SETS: return placed_modes(name), name
     defaults = inspect.signature(POINT_SETS[name]).parameters.values()
     numbers = [f'{p.name}={p.default}' for p in defaults if p.name not in ('n', 'generator')]
     return POINT_SETS[name], ' '.join([name, *numbers])
 
+# %% ../nbs/03_data.ipynb #5aa50016
 def _load_images(name, labels, load):
     if name.partition(':')[0] in TORCHVISION: train, test = map(load, collection(name))
     elif _exists(name): train, test = _split(name, load)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import torch
 from torch import nn
-from .core import check_calls, check_counts, check_number, patch, patch_property, defaults
-from .diffusion import expand
+from .core import check_calls, check_counts, check_memory, check_number, check_that, patch
+from .core import patch_property, defaults
+from .diffusion import as_labels, check_alike, expand
 from .engine import Engine, Learner, Training
-from .networks import build, clone, describe, device_of
+from .networks import build, check_network, clone, describe, lent
 from .paths import DegradationPath, Node, read_node, snapshot, write_node
 from .pretraining import check_shape
 from .runs import OneProcess, adam, load_weights
@@ -31,12 +32,15 @@ class Probe(NamedTuple):
     @torch.no_grad()
     def ask(self, denoiser:Callable)->torch.Tensor: # `(n, *dims)`, on the CPU
         "A denoiser's answers in units of the noise, `D(x, sigma) / sigma`."
-        return (denoiser(self.x, self.sigma, self.cond) / expand(self.sigma, self.x)).cpu()
+        denoised = denoiser(self.x, self.sigma, self.cond)
+        check_alike(x=self.x, denoised=denoised)
+        return (denoised / expand(self.sigma, self.x)).cpu()
 
 # %% ../nbs/22_degradation.ipynb #6ee51f4a
 def drift(a:torch.Tensor, b:torch.Tensor, # two denoisers' answers to one probe, `(n, *dims)`
          )->float:                        # `sqrt(E ||D_a - D_b||^2 / sigma^2)`
     "Distance between two denoisers on a probe."
+    check_alike(a=a, b=b)
     return (a - b).square().flatten(1).sum(1).mean().sqrt().item()
 
 # %% ../nbs/22_degradation.ipynb #c22e5aae
@@ -55,8 +59,11 @@ class EqualDrift:
     "Keep `n` nodes, the teacher included, equally far apart along the path."
     n: int = defaults('degrade').nodes # nodes in all
 
-    def __post_init__(self): check_number('nodes of EqualDrift', self.n, whole=True, least=2)
-    def wants(self, step:int)->bool: return step % (1 << max(0, step.bit_length() - 4)) == 0
+    def __post_init__(self): check_number('nodes of EqualDrift', self.n, whole=True, least=2, most=10**6)
+
+    def wants(self, step:int)->bool:
+        dense = max(4, self.n.bit_length())
+        return step % (1 << max(0, step.bit_length() - dense)) == 0
 
     def choose(self,
                nodes:list[dict], # candidates so far, each with its `answers`
@@ -77,14 +84,15 @@ def crowded(answers:list[torch.Tensor] # of denoisers along a road, to one probe
 
 # %% ../nbs/22_degradation.ipynb #0573f5ba
 def evenly(answers:list[torch.Tensor], # of denoisers along a road, to one probe
-           n:int,                      # how many to pick
-          )->list[int]:                # which, in order; fewer if two places have the same nearest one
+           n:int,                      # how many to pick, no more than there are
+          )->list[int]:                # which, in order
     "The ends, and between them those that are nearest to equal distances along the road."
-    along, inner = [0.], len(answers) - 1
+    along, picked = [0.], [0]
     for a, b in zip(answers, answers[1:]): along.append(along[-1] + drift(a, b))
-    marks = [along[-1] * i / (n - 1) for i in range(1, n - 1)]
-    nearest = {min(range(len(along)), key=lambda j: abs(along[j] - mark)) for mark in marks}
-    return sorted(nearest | {0, inner})
+    for i in range(1, n - 1):
+        mark, free = along[-1] * i / (n - 1), range(picked[-1] + 1, len(along) - (n - 1 - i))
+        picked.append(min(free, key=lambda j: abs(along[j] - mark)))
+    return [*picked, len(along) - 1]
 
 # %% ../nbs/22_degradation.ipynb #401bb8fb
 class Candidates:
@@ -147,9 +155,11 @@ def draw_samples(student:Callable, # `G(z, cond) -> x0` with attribute `shape`
                 )->tuple:          # samples `(n, *dims)`, and labels `(n,)` or None
     "Samples of a frozen student, at most 1024 at a time."
     z = torch.randn(n, *student.shape, generator=generator, device=generator.device)
-    labels = cond and cond(n, generator)
+    labels = None if cond is None else as_labels(cond(n, generator), n)
     parts = [*zip(z.split(1024), [None] * n if labels is None else labels.split(1024))]
-    with torch.no_grad(): return torch.cat([student(*part) for part in parts]), labels
+    with torch.no_grad(): x0 = torch.cat([student(*part) for part in parts])
+    check_alike(noise=z, samples=x0)
+    return x0, labels
 
 # %% ../nbs/22_degradation.ipynb #9b9b9991
 _default = defaults('degrade')
@@ -161,6 +171,7 @@ def degradation_passes(n_steps:int=_default.n_steps, # arguments of `Degradation
                        n_probe:int=128,     # samples of the probe
                       )->float:
     "Forward passes of a batch that stage 1 costs."
+    check_number('n_steps', n_steps, whole=True, least=1, most=10**7)
     looks = sum(keep.wants(s) or s == n_steps for s in range(n_steps + 1))
     samples = n_steps if pool is None else pool / batch
     return 3 * n_steps + samples + looks * n_probe / batch
@@ -168,6 +179,8 @@ def degradation_passes(n_steps:int=_default.n_steps, # arguments of `Degradation
 # %% ../nbs/22_degradation.ipynb #b08d3134
 class Degradation(Training):
     "Fine-tune a copy of `teacher` on the samples of the frozen `student` (DisBack Algorithm 1, eq. 7)."
+    purpose = 'degradation'
+
     def __init__(self,
                  teacher:nn.Module,     # the trained denoiser; left as it is
                  student:nn.Module,     # the untrained student, `G(z, cond) -> x0`; left as it is
@@ -182,41 +195,50 @@ class Degradation(Training):
                  optimizer:Callable=adam, # `(parameters, lr) -> optimiser`
                  folder:str|Path|None=None, # where candidates wait as files; None: in memory
                  engine:Engine|None=None, # device, precision, pieces; None: where the teacher is, float32
-                 seed:int=0,            # of the run's own generator
+                 seed:int=0,            # of the run's own generators
+                 in_place:bool=False,   # train the teacher itself, ask the student itself: less memory
                 ):
-        check_counts(n_probe=n_probe)
-        if pool is not None: check_counts(pool=pool)
+        for name, module in dict(teacher=teacher, student=student).items(): check_network(name, module)
+        for name, n in dict(n_probe=n_probe, pool=1 if pool is None else pool).items():
+            check_counts(**{name: n})
+            check_memory(name, n, teacher.shape)
+        rule = callable(getattr(keep, 'wants', None)) and callable(getattr(keep, 'choose', None))
+        check_that(rule, 'keep', keep, 'Every(...), EqualDrift(...) or have their methods')
+        check_number(f'n_steps with {keep}', n_steps, whole=True, least=getattr(keep, 'n', 2) - 1)
         self.keep, self.cond = keep, labels_for(teacher, cond)
         super().__init__(teacher, engine, n_steps, batch, seed, keep=keep, cond=self.cond, lr=lr, pool=pool,
                          noise=noise, n_probe=n_probe, optimizer=optimizer)
         check_shape(student.shape, teacher)
         self.scale(teacher, noise)
-        self.ask(student, n_probe, pool)
         self.passes = degradation_passes(n_steps, batch, pool, keep, n_probe)
-        self.degraded = clone(teacher).eval()    # dropout is off in distillation
-        self.learner = Learner(self.degraded, lr, self.engine, optimizer, name='degraded')
+        self.ask(student if in_place else clone(student, trainable=False), n_probe, pool)
+        self.degraded = teacher if in_place else clone(teacher).eval()
         self.candidates = Candidates(keep, folder, self.processes)
-        self.candidates.add(0, self.degraded, self.probe)
+        with lent(self.degraded, False, True):
+            self.learner = Learner(self.degraded, lr, self.engine, optimizer, name='degraded')
+            self.candidates.add(0, self.degraded, self.probe)
         self.parts |= dict(degraded=self.learner, candidates=self.candidates)
 
 # %% ../nbs/22_degradation.ipynb #7a58e826
 @patch
 def noised(self:Degradation,
            x0:torch.Tensor, # clean samples, `(n, *dims)`
+           generator:torch.Generator, # of the noise
           )->tuple:         # `x, sigma`
     "Samples with noise of the run's levels."
-    sigma = self.noise(len(x0), self.generator)
-    return x0 + expand(sigma, x0) * self.normal(*x0.shape), sigma
+    sigma = self.noise(len(x0), generator)
+    eps = torch.randn(x0.shape, generator=generator, device=generator.device)
+    return x0 + expand(sigma, x0) * eps, sigma
 
 # %% ../nbs/22_degradation.ipynb #a07d3d78
 @patch
 def ask(self:Degradation, student:nn.Module, n_probe:int, pool:int|None)->None:
     "Draw the probe and, if there is to be one, the pool."
-    if device_of(student) != self.generator.device: student = clone(student)    # the given one stays
-    student = self.engine.place(student)
-    x0, labels = draw_samples(student, n_probe, self.generator, self.cond)
-    self.probe = Probe(*self.noised(x0), labels)
-    self.pool = None if pool is None else draw_samples(student, pool, self.generator, self.cond)
+    student, g = self.engine.place(student), self.draws('probe')
+    with lent(student, False):
+        x0, labels = draw_samples(student, n_probe, g, self.cond)
+        self.probe = Probe(*self.noised(x0, g), labels)
+        self.pool = None if pool is None else draw_samples(student, pool, self.draws('pool'), self.cond)
     self.student = student if pool is None else None
 
 # %% ../nbs/22_degradation.ipynb #9c258b62
@@ -225,7 +247,7 @@ def start(self:Degradation)->tuple: # samples from the pool, or noise for live o
     "Where a batch begins."
     if self.pool is None:
         z = self.normal(self.batch, *self.student.shape)
-        return z, self.cond and self.cond(self.batch, self.generator)
+        return z, self.labels(self.batch)
     x0, labels = self.pool
     i = torch.randint(len(x0), (self.batch,), generator=self.generator, device=self.generator.device)
     return x0[i], None if labels is None else labels[i]
@@ -244,13 +266,14 @@ def advance(self:Degradation)->DegradationStep:
     self.engine.begin()
     start, cond = self.start()
     sigma, eps, losses = self.noise(self.batch, self.generator), self.normal(*start.shape), []
-    for last, (x0, sigma, eps, cond) in self.engine.split(start, sigma, eps, cond):
-        if self.pool is None:
-            with torch.no_grad(): x0 = self.student(x0, cond)
-        losses.append(self.denoise(self.learner, last, x0, sigma, eps, cond, student=x0))
-    done = self.step + 1
-    ended = done == self.n_steps
-    if ended or self.keep.wants(done): self.candidates.add(done, self.degraded, self.probe, ended)
+    with lent(self.degraded, False, True):
+        for last, (x0, sigma, eps, cond) in self.engine.split(start, sigma, eps, cond):
+            if self.pool is None:
+                with torch.no_grad(), lent(self.student, False): x0 = self.student(x0, cond)
+            losses.append(self.denoise(self.learner, last, x0, sigma, eps, cond, student=x0))
+        done = self.step + 1
+        ended = done == self.n_steps
+        if ended or self.keep.wants(done): self.candidates.add(done, self.degraded, self.probe, ended)
     loss = self.processes.mean(torch.stack(losses).mean())
     return DegradationStep(self.step, loss, len(self.candidates.nodes))
 

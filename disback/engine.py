@@ -6,7 +6,7 @@
 __all__ = ['MODES', 'Processes', 'join', 'Engine', 'tolerated', 'Learner', 'Training']
 
 # %% ../nbs/10_engine.ipynb #1a52db70
-import gc, os, warnings
+import contextlib, gc, os, warnings
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 import torch, torch._functorch.config
@@ -161,15 +161,11 @@ def place(self:Engine, module:nn.Module, bf16:bool=False)->nn.Module: # the modu
 
 # %% ../nbs/10_engine.ipynb #5ac8d0de
 @patch
-def callable_of(self:Engine, module:nn.Module, bf16:bool=False,
-                twice:bool=False, # whether gradients go back through a call more than once (SiD)
-               )->Callable: # called with its arguments
+def callable_of(self:Engine, module:nn.Module, bf16:bool=False)->Callable: # called with its arguments
     "A network as it is called in a step: compiled, in the chosen precision, with float32 results."
     mode = 'default' if self.compile is True else self.compile
     if mode == 'aot_eager': module = torch.compile(module, backend=mode)
     elif mode: module = torch.compile(module, mode=mode)
-    if mode and twice:    # a compiled backward pass reuses the memory of what it needs, unless told not to
-        module = torch._functorch.config.patch(donated_buffer=False)(module.__call__)
     if self.precision != 'bf16' and not bf16: return module
     def call(x, *args):
         with torch.autocast(x.device.type, torch.bfloat16): return module(x, *args).float()
@@ -217,6 +213,12 @@ def begin(self:Engine)->None:
     "Say that a new step begins; results kept in CUDA graphs may be overwritten."
     if self.compile == 'reduce-overhead': torch.compiler.cudagraph_mark_step_begin()
 
+@patch
+def keeping(self:Engine, through:bool)->contextlib.AbstractContextManager:
+    "Within the block compiled networks may be gone back through twice, if a loss goes through them (SiD)."
+    if not (self.compile and through): return contextlib.nullcontext()
+    return torch._functorch.config.patch(donated_buffer=False)    # else what is kept is overwritten
+
 # %% ../nbs/10_engine.ipynb #9cbe99e1
 class Learner:
     "A network in training."
@@ -242,7 +244,7 @@ class Learner:
         self.module = self.engine.place(module).requires_grad_()
         self.wrapped = processes.wrap(module)
         self.parameters = [*module.parameters()]
-        self.call = self.engine.callable_of(self.wrapped, twice=through)
+        self.call = self.engine.callable_of(self.wrapped)
         self.optimizer = optimizer(self.parameters, lr)
         check_that(isinstance(self.optimizer, torch.optim.Optimizer), 'what optimizer(parameters, lr) gives',
                    self.optimizer, 'a torch.optim.Optimizer')

@@ -52,7 +52,7 @@ class RunFolder:
 SOURCE = dict(name=str, labels=bool, size=(int, type(None)), channels=(int, type(None))) | ANY
 CONFIG = dict(stage=str, inputs={str: str}, source=lambda v: v is None or check_schema(v, SOURCE, 'source')) | ANY
 RESULT = dict(seconds=NUMBER, passes=NUMBER, best=NUMBER, best_step=int,
-              nodes=[dict(step=int, drift=NUMBER, gap=NUMBER)])    # what a later command works with, if it is there
+              nodes=[dict(step=int, drift=NUMBER, gap=NUMBER)])    # if it is there
 METRIC = {'step': int, str: lambda v: isinstance(v, float) or type(v) is int and abs(v) < 2**63}
 
 # %% ../nbs/41_folders.ipynb #6138dcf3
@@ -74,7 +74,8 @@ def result(self:RunFolder)->dict|None:
     "What `finish` was given; None if the stage is not finished."
     if not (self/'result.json').is_file(): return None
     result = read_json(self/'result.json', ANY)
-    return check_schema(result, {k: v for k, v in RESULT.items() if k in result} | ANY, str(self/'result.json'))
+    form = {k: v for k, v in RESULT.items() if k in result}
+    return check_schema(result, form | ANY, str(self/'result.json'))
 
 # %% ../nbs/41_folders.ipynb #5c414004
 class Lock:
@@ -107,7 +108,7 @@ def hold(self:RunFolder)->None:
     "Lock the folder, and clear it of what a killed process left there."
     if not self.writes: return
     self.lock = lock(self.path)
-    inside = [p for p in self.path.iterdir() if p.is_dir() and not (p/'config.json').is_file()]    # no other run
+    inside = [p for p in self.path.iterdir() if p.is_dir() and not (p/'config.json').exists()]    # no runs
     for folder in (self.path, *inside):
         for file in folder.iterdir():
             if file.is_symlink() or folder.is_symlink():
@@ -154,10 +155,9 @@ def relative(self:RunFolder, name:str, value:Any)->Any: # an option
 def course(config:dict # of a run
           )->dict:
     "What decides the course of a run, wherever things lie: settings, and fingerprints in place of places."
-    source = config['source'] or {}
-    data = dict(data=(source.get('name'), source.get('fingerprint')))
-    free = (*PLACES, 'compute', 'source', 'inputs')
-    return {k: v for k, v in config.items() if k not in free} | config['inputs'] | data
+    source, free = config['source'] or {}, (*PLACES, 'compute', 'source', 'inputs')
+    said = {k: v for k, v in config.items() if k not in free}
+    return dict(data=(source.get('fingerprint'), source.get('name'))) | said | config['inputs']
 
 # %% ../nbs/41_folders.ipynb #a56688b5
 @patch
@@ -178,11 +178,9 @@ def check_same(self:RunFolder,
         raise ValueError(f"{self.path} already holds a run: "
                          "choose another --out, or go on with it by --resume")
     ours, theirs = [course(c) for c in (json.loads(json.dumps(config, default=str)), self.config)]
-    (name, ours_is), (old, theirs_is) = ours.pop('data'), theirs.pop('data')
-    if ours_is != theirs_is or ours_is is None:
-        more = {k: f"{v} ({is_[:8]})" if is_ and name == old else v for k, v, is_ in
-                [('ours', name, ours_is), ('theirs', old, theirs_is)]}
-        ours['data'], theirs['data'] = more['ours'], more['theirs']
+    told = [said['data'] for said in (ours, theirs)]
+    if told[0][0] == told[1][0] is not None: ours['data'] = theirs['data']    # wherever they lie now
+    elif told[0][1] != told[1][1]: ours['data'], theirs['data'] = [name for _, name in told]
     for k in theirs | ours:
         if theirs.get(k) == ours.get(k): continue
         raise ValueError(f"{self.path} was started with other options ({k}: {printable(theirs.get(k))}, "

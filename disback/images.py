@@ -35,6 +35,7 @@ def _eight_bits(image, full):
     if clear is not None: values = np.where(values == clear, 65535, values)
     return Image.fromarray((values.clip(0, 65535) / 257).round().astype('uint8'))
 
+# %% ../nbs/02_images.ipynb #5aa40010
 def _over_white(image, grey):
     "An image without transparency."
     from PIL import Image
@@ -49,6 +50,7 @@ def _check_options(size, channels, resample):
     check_choice('channels', channels, (1, 3, None), ': grey, colour, or as they are')
     check_choice('resample', resample, RESAMPLE)
 
+# %% ../nbs/02_images.ipynb #5aa40011
 def _as_bytes(image, size, channels, resample):
     "A PIL image as bytes `(C, H, W)`."
     from PIL import Image, ImageOps
@@ -96,6 +98,7 @@ LABEL_FILE = 'dataset.json'
 RUBBISH = ('@eadir', '#recycle', '#snapshot', '@recycle', '@recently-snapshot', '@__thumb', '__macosx',
            'lost+found', '$recycle.bin', 'recycler', 'system volume information', 'thumbs', 'thumbnails')
 
+# %% ../nbs/02_images.ipynb #5aa40012
 @cache
 def _readable(): # -> of `IMAGE_FORMATS` those that this Pillow has, and how their files end
     from PIL import Image
@@ -103,6 +106,7 @@ def _readable(): # -> of `IMAGE_FORMATS` those that this Pillow has, and how the
     formats = tuple(f for f in IMAGE_FORMATS if f in Image.OPEN)
     return formats, ('.jif', '.mpo', *(ending for ending, f in known.items() if f in formats))
 
+# %% ../nbs/02_images.ipynb #5aa40013
 def _rubbish(folder): return folder[0] == '.' or folder.lower() in RUBBISH
 
 def _left_out(name, regular): # -> the file or folder that is left out, and why; None if it is wanted
@@ -154,6 +158,7 @@ def _zip_files(path):
         seen.add(name)
         yield name, (e.header_offset, e.compress_type, e.compress_size, e.file_size, e.CRC), left
 
+# %% ../nbs/02_images.ipynb #5aa40014
 def _check_member(path, name, entry, twice):
     if twice: raise ValueError(f"{path} holds {name} twice: make the archive anew, with each name once")
     if entry.flag_bits & 1:
@@ -229,6 +234,7 @@ def summary(self:Files)->str: # such as 'photos holds 12 images; left out: 6 .he
     if counts[8:]: left.append(f'{sum(n for _, n in counts[8:]):,} others')
     return f"{printable(self.source)} holds {images}{left and '; left out: '}{', '.join(left)}"
 
+# %% ../nbs/02_images.ipynb #5aa40015
 @patch
 def read(self:Files,
          name:str, # one of `names` or `tables`
@@ -238,6 +244,7 @@ def read(self:Files,
     if self.in_folder: return check_regular(self._path/name, most).read_bytes()
     return _zip_read(self._path, *self._members[name], most)
 
+# %% ../nbs/02_images.ipynb #5aa40016
 @patch
 def image(self:Files,
           name:str): # one of `names`
@@ -299,9 +306,11 @@ def _home(names): # sorted names -> the deepest folder that holds all of them, '
     common = os.path.commonprefix([names[0], names[-1]])
     return common[:common.rfind('/') + 1]
 
+# %% ../nbs/02_images.ipynb #5aa40017
 def _tops(names, home): # -> the folder in `home` that holds each, '' if it lies in `home` itself
     return [name[len(home):].rpartition('/')[0].partition('/')[0] for name in names]
 
+# %% ../nbs/02_images.ipynb #5aa40018
 def _in_order(classes): # as numbers, if all are whole numbers, else as text
     if not all(c.isdecimal() for c in classes): return sorted(classes)
     return sorted(classes, key=lambda c: (len(c.lstrip('0')), c.lstrip('0'), c))
@@ -341,6 +350,7 @@ def _split_of(folder): # the split that its name means, or None
     words = {*re.findall('[a-z]+', folder.lower())} - {'set', 'split', 'data', 'images', 'img', 'imgs'}
     return next((s for s, names in SPLITS.items() if len(words) == 1 and words <= {*names.split()}), None)
 
+# %% ../nbs/02_images.ipynb #5aa40019
 def official_splits(files:Files,
                    )->tuple|None: # the folders to train on and to hold out, None if there are no splits
     "Find the splits that a data set comes with."
@@ -400,6 +410,7 @@ def leave_out(self:_Decoder, i:int, why:str):
     broken[self.names[i]] = why
     warnings.warn(f"{said}: left out, as {len(broken)} of at most {self.skip}")
 
+# %% ../nbs/02_images.ipynb #5aa4001a
 @patch
 def look(self:_Decoder, at:list):
     "Decode images by their numbers: `{number: bytes}`, without those that are left out."
@@ -473,6 +484,7 @@ def _instead(self:Images, i):
         if not self._decoder.broken(j): return j
     raise ValueError(f"{self._decoder.name(i)} cannot be left out: no other image of its class can be read")
 
+# %% ../nbs/02_images.ipynb #5aa4001b
 @patch
 def sound(self:Images,
           i:torch.Tensor, # numbers `(n,)`
@@ -491,6 +503,7 @@ def only(self:Images,
     if self.labels is not None: part.labels = self.labels[i]
     return part
 
+# %% ../nbs/02_images.ipynb #5aa4001c
 @patch_property
 def shape(self:Images)->tuple: # `(C, H, W)`
     "Tell the shape of one image."
@@ -538,7 +551,8 @@ def _item_pixels(image, i):
     x = image.float()
     if not image.is_floating_point() or not ((x >= 0) & (x <= 1)).all():
         raise ValueError(f"image {i} has {image.dtype} values from {x.min():.3g} to {x.max():.3g}, "
-                         "expected bytes, or floats in [0, 1] as ToTensor() makes them: leave out Normalize from the transform")
+                         "expected bytes, or floats in [0, 1] as ToTensor() makes them: leave out Normalize "
+                         "from the transform")
     return 2 * x - 1
 
 # %% ../nbs/02_images.ipynb #1b813b6f

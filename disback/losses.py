@@ -9,14 +9,15 @@ __all__ = ['LOSSES', 'follow', 'diff_instruct', 'error_scale', 'dmd', 'SiD', 'ge
 from dataclasses import dataclass
 from typing import Callable
 import torch
-from .core import check_calls, check_choice
-from .diffusion import expand
+from .core import check_calls, check_choice, check_number
+from .diffusion import check_alike, expand
 
 # %% ../nbs/23_losses.ipynb #ffbb387e
 def follow(x0:torch.Tensor,       # student samples, `(B, *dims)`
            gradient:torch.Tensor, # wanted gradient of the mean over the batch, `(B, *dims)`
           )->torch.Tensor:        # scalar; its gradient with respect to `x0` is `gradient / x0.numel()`
     "A loss whose gradient at `x0` is the given one."
+    check_alike(x0=x0, gradient=gradient)
     return 0.5 * (x0 - (x0 - gradient).detach()).square().mean()
 
 # %% ../nbs/23_losses.ipynb #f0983af0
@@ -26,6 +27,7 @@ def diff_instruct(x0:torch.Tensor,       # student samples, `(B, *dims)`
                   d_target:torch.Tensor, # the target's guess, `(B, *dims)`
                  )->torch.Tensor:        # scalar
     "Follow `D_fake - D_target`: the KL gradient with weight `sigma**2` (Diff-Instruct eq. 3.4)."
+    check_alike(x0=x0, d_fake=d_fake, d_target=d_target)
     return follow(x0, d_fake - d_target)
 
 # %% ../nbs/23_losses.ipynb #1e32c567
@@ -33,6 +35,7 @@ def error_scale(x0:torch.Tensor, # student samples, `(B, *dims)`
                 d:torch.Tensor,  # a denoiser's guess, `(B, *dims)`
                )->torch.Tensor:  # `(B, 1, ...)`, without a graph
     "Mean absolute error of a guess for each sample, the divisor of DMD (eq. 8) and SiD."
+    check_alike(x0=x0, d=d)
     return expand((x0 - d).detach().abs().flatten(1).mean(1).clamp_min(1e-6), x0)
 
 # %% ../nbs/23_losses.ipynb #36fba1da
@@ -42,6 +45,7 @@ def dmd(x0:torch.Tensor,       # student samples, `(B, *dims)`
         d_target:torch.Tensor, # the target's guess, `(B, *dims)`
        )->torch.Tensor:        # scalar
     "The same direction, scaled per sample by the target's mean absolute error (DMD eq. 8)."
+    check_alike(x0=x0, d_fake=d_fake, d_target=d_target)
     return follow(x0, (d_fake - d_target) / error_scale(x0, d_target))
 
 # %% ../nbs/23_losses.ipynb #946c885f
@@ -51,12 +55,15 @@ class SiD:
     alpha: float = 1.2 # weight of the squared difference (SiD: 1.2); at 0.5 half the true gradient, see below
     through = True     # differentiated through fake and target
 
+    def __post_init__(self): check_number('alpha', self.alpha)
+
     def __call__(self,
                  x0:torch.Tensor,       # student samples, `(B, *dims)`
                  sigma:torch.Tensor,    # noise levels, `(B,)`
                  d_fake:torch.Tensor,   # the fake score's guess, `(B, *dims)`, with its graph
                  d_target:torch.Tensor, # the target's guess, `(B, *dims)`, with its graph
                 )->torch.Tensor:        # scalar
+        check_alike(x0=x0, d_fake=d_fake, d_target=d_target)
         difference = d_target - d_fake
         inner = (d_target - x0) - self.alpha * difference
         return (difference * inner / error_scale(x0, d_target)).mean()

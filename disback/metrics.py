@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['as_rows', 'as_pair', 'squared_distances', 'distances', 'mean_between', 'mean_within', 'energy_distance', 'mmd',
-           'exact_w2', 'sliced_w2', 'root', 'check_moments', 'frechet_from_moments', 'gaussian_w2', 'ModeCoverage',
-           'mode_coverage', 'modes_of', 'check_images', 'image_features', 'digit_features', 'features_for',
-           'features_of', 'moments', 'frechet_distance', 'reach', 'PrecisionRecall', 'precision_recall', 'Judge']
+           'exact_w2', 'sliced_w2', 'root', 'check_moments', 'is_positive', 'frechet_from_moments', 'gaussian_w2',
+           'ModeCoverage', 'mode_coverage', 'modes_of', 'count_modes', 'check_images', 'image_features',
+           'digit_features', 'features_for', 'check_features', 'features_of', 'moments', 'frechet_distance', 'reach',
+           'PrecisionRecall', 'precision_recall', 'Judge']
 
 # %% ../nbs/07_metrics.ipynb #3e5bc74b
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
@@ -146,19 +147,25 @@ def check_moments(mu:Any,  # mean `(D,)`, tensor, array or list
                  )->tuple[torch.Tensor, torch.Tensor]: # both in double precision
     "Mean and covariance, or a sentence that says why they are not."
     try: mu, C = [torch.as_tensor(a, dtype=torch.float64) for a in (mu, C)]
-    except (TypeError, ValueError, RuntimeError): mu = C = torch.empty(0)
-    D, wrong = mu.numel(), ''
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{what} must be numbers of shapes (D,) and (D, D)") from None
+    D, C = mu.numel(), C.to(mu.device)
     if not D or mu.shape != (D,) or C.shape != (D, D):
-        raise ValueError(f"{what} must be numbers of shapes (D,) and (D, D), "
-                         f"got {tuple(mu.shape)} and {tuple(C.shape)}")
-    C, size = C.to(mu.device), C.abs().max().item()
-    slack = torch.eye(D).to(C) * max(1e-4 * size, 1e-100)    # what single precision takes from eigenvalues
-    if not (mu.isfinite().all() and C.isfinite().all()): wrong = "hold numbers that are not finite"
-    elif (C - C.T).abs().max() > 1e-6 * size: wrong = "are none: the covariance is not symmetric"
-    elif torch.linalg.cholesky_ex(C + slack)[1]:
-        wrong = "are none: the covariance is not positive semidefinite"
-    if wrong: raise ValueError(f"{what} {wrong}: compute them anew from finite samples")
+        raise ValueError(f"{what} have shapes {tuple(mu.shape)} and {tuple(C.shape)}, not (D,) and (D, D)")
+    most = torch.maximum(C.max(), -C.min())    # nan, if one is there
+    right = dict(finite=mu.isfinite().all() and most.isfinite())
+    right['symmetric'] = right['finite'] and torch.sub(C, C.T).abs_().max() <= 1e-6 * most
+    right['positive semidefinite'] = right['symmetric'] and is_positive(C)
+    for word, so in right.items():
+        if not so: raise ValueError(f"{what} are not {word}: compute them anew from finite samples")
     return mu, C
+
+def is_positive(C:torch.Tensor # symmetric matrix `(D, D)`
+               )->bool:
+    "Whether a matrix is positive semidefinite, but for what single precision may take from its eigenvalues."
+    shifted = C.clone()
+    shifted.diagonal().add_((1e-4 * C.diagonal().abs().max()).clamp(min=1e-100))
+    return not torch.linalg.cholesky_ex(shifted)[1]
 
 # %% ../nbs/07_metrics.ipynb #c1d585d0
 def frechet_from_moments(mu1:torch.Tensor, # mean `(D,)`
@@ -210,7 +217,7 @@ def mode_coverage(x:torch.Tensor,     # samples `(n, D)`
     held = torch.bincount(mode[near], minlength=K) / len(x)
     return ModeCoverage((held >= least * due / due.sum()).double().mean().item(), near.double().mean().item())
 
-# %% ../nbs/07_metrics.ipynb #44f9ab00
+# %% ../nbs/07_metrics.ipynb #6ae613f7
 def modes_of(name:str # of data, as `load_data` takes it
             )->tuple|None: # arguments of `mode_coverage`: centres `(K, 2)`, deviation; None: not known
     "The modes of data in the plane, where there are any to count."
@@ -218,6 +225,13 @@ def modes_of(name:str # of data, as `load_data` takes it
     if name == 'grid': return grid_means(), .15
     if not name.startswith('modes:'): return None
     return torch.tensor([[float(v) for v in p.split(',')] for p in name[6:].split('/')]), .3
+
+def count_modes(x:torch.Tensor, # samples `(n, D)`
+                modes:tuple,    # what `modes_of` says: further arguments of `mode_coverage`
+               )->dict: # `modes`, the number of those found, and `near`, the part of samples near one
+    "The modes that samples have found, for a table."
+    found, near = mode_coverage(x, *modes)
+    return dict(modes=round(found * len(modes[0])), near=near)
 
 # %% ../nbs/07_metrics.ipynb #5b0f7c1e
 def check_images(x:torch.Tensor # what was given for images
@@ -257,6 +271,15 @@ def features_for(shape:Sequence[int] # of one sample, `dims`
     return image_features if len(shape) == 3 else lambda x: x.flatten(1)
 
 # %% ../nbs/07_metrics.ipynb #366e283b
+def check_features(f:Any, # what somebody's function of samples returned
+                   n:int, # samples that it was given
+                   name:str='features', # what it is called in a message
+                  )->torch.Tensor: # the same
+    "Features, if they are a row for each sample."
+    good = isinstance(f, torch.Tensor) and f.ndim == 2 and len(f) == n and f.shape[1] > 0
+    check_that(good, name, f, f'a tensor ({n}, D), one row a sample')
+    return f
+
 def features_of(x:torch.Tensor, # samples `(n, *dims)`
                 features:Callable|None=None, # `(n, *dims) -> (n, D)`; None: `features_for` their shape
                 name:str='x',   # what the samples are called in a message
@@ -264,13 +287,9 @@ def features_of(x:torch.Tensor, # samples `(n, *dims)`
                )->torch.Tensor: # `(n, D)`, double precision
     "Features of samples, a thousand at a time."
     as_rows(x, name, least)
-    features, found = features or features_for(x.shape[1:]), []
-    for part in x.split(1000):
-        with torch.no_grad(): f = features(part)
-        good = isinstance(f, torch.Tensor) and f.ndim == 2 and len(f) == len(part)
-        check_that(good, 'features', f, f'a tensor ({len(part)}, D), one row a sample')
-        found.append(f)
-    return as_rows(torch.cat(found), f'features of {name}', least)
+    features = features or features_for(x.shape[1:])
+    with torch.no_grad(): f = [check_features(features(part), len(part)) for part in x.split(1000)]
+    return as_rows(torch.cat(f), f'features of {name}', least)
 
 def moments(x:torch.Tensor, # samples `(n, *dims)`
             features:Callable|None=None, # `(n, *dims) -> (n, D)`; None: `features_for` their shape
@@ -355,9 +374,7 @@ def distance(self:Judge, x:torch.Tensor)->float: # of samples `(n, *dims)`
 def __call__(self:Judge, x:torch.Tensor)->dict: # of samples `(n, *dims)` -> `{measure: number}`
     "All that a table shows."
     told = {self.name: self.distance(x)}
-    if self.modes:
-        found, near = mode_coverage(x, *self.modes)
-        told |= dict(modes=round(found * len(self.modes[0])), near=near)
+    if self.modes: told |= count_modes(x, self.modes)
     if self.real is None: return told
     return told | precision_recall(self.real, x[:len(self.real)], self.features)._asdict()
 

@@ -175,7 +175,8 @@ class ResMLP(Preconditioned):
                 ):
         super().__init__((dim,), dict(dim=dim, width=width, depth=depth, n_classes=n_classes,
                                       sigma_data=sigma_data))
-        for name, n in dict(width=width, depth=depth).items(): check_number(name, n, True, least=1, most=10**4)
+        check_number('width', width, whole=True, least=1, most=10**4)
+        check_number('depth', depth, whole=True, least=1, most=10**4)
         self.embed = NoiseEmbedding(width, n_classes)
         self.inp, self.out = nn.Linear(dim, width), zeroed(nn.Linear(width, dim))
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))

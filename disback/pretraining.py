@@ -9,9 +9,11 @@ __all__ = ['take', 'check_shape', 'measure_scale', 'check_labels', 'Pretraining'
 from typing import Any, Callable, NamedTuple
 import torch
 from torch import nn
-from .core import check_calls, defaults, patch
+from .core import check_calls, check_that, defaults, patch, stream
 from .data import as_sampler
+from .diffusion import as_labels, check_samples
 from .engine import Engine, Learner, Training
+from .networks import check_network, clone, lent, seeded
 from .runs import GeneratorState, adam
 
 # %% ../nbs/12_pretraining.ipynb #72f893e3
@@ -22,8 +24,11 @@ def take(sampler:Callable, # `(n, generator=...) -> x`, or `(x, cond)`
         )->tuple:          # `x, cond`; `cond` is None if there are no labels
     "Draw a batch from a sampler."
     batch = sampler(n, generator=generator)
-    x, cond = batch if isinstance(batch, (tuple, list)) else (batch, None)
-    return x.to(device), None if cond is None else cond.to(device)
+    x, cond = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+    check_samples(x, name='what the data give')
+    check_that(len(x) == n, 'what the data give', x, f'the {n} samples that were asked for')
+    if cond is not None: cond = as_labels(cond, n).to(device)
+    return x.to(device, torch.get_default_dtype()), cond
 
 # %% ../nbs/12_pretraining.ipynb #d930cd3d
 def check_shape(shape:tuple,       # of a sample
@@ -40,7 +45,8 @@ def measure_scale(network:nn.Module, # a preconditioned network
                   x:torch.Tensor,    # a batch of data, `(B, *dims)`
                  )->None:
     "Set `sigma_data` to the root mean square of the data, unless the network was given one."
-    if network.config.get('sigma_data', 1.) is None: network.sigma_data.fill_(x.square().mean().sqrt())
+    untold = getattr(network, 'config', {}).get('sigma_data', 1.) is None
+    if untold: network.sigma_data.fill_(x.square().mean().sqrt())
 
 # %% ../nbs/12_pretraining.ipynb #61033c83
 def check_labels(cond:torch.Tensor|None, # a batch's labels, `(B,)`
@@ -53,17 +59,17 @@ def check_labels(cond:torch.Tensor|None, # a batch's labels, `(B,)`
         has, give = 'no' if n is None else n, 'no labels' if cond is None else 'labels'
         raise ValueError(f"the network has {has} classes, but the data give {give}: build a network that "
                          "fits, or load the data with or without labels, as it wants them")
-    if not cond.is_floating_point() and not 0 <= cond.min() <= cond.max() < n:
-        raise ValueError(f"labels must be whole numbers from 0 to {n - 1}, the network's classes, "
-                         f"got {cond.min()} to {cond.max()}")
+    as_labels(cond.cpu(), len(cond), n)
 
 # %% ../nbs/12_pretraining.ipynb #3b8bc041
 _default = defaults('pretrain')
 
 class Pretraining(Training):
-    "Train `denoiser` in place by denoising score matching (EDM eq. 2 and 8)."
+    "Train `network` by denoising score matching (EDM eq. 2 and 8)."
+    purpose = 'pretraining'
+
     def __init__(self,
-                 denoiser:nn.Module, # the network; trained in place
+                 network:nn.Module,  # the denoiser
                  data:Any,           # sampler, tensor `(n, *dims)`, or pair `(x, labels)`
                  n_steps:int=_default.n_steps, # optimiser steps
                  batch:int=_default.batch, # samples a step
@@ -73,21 +79,24 @@ class Pretraining(Training):
                  ema:float=0.05,     # relative width of the average `run.ema`
                  optimizer:Callable=adam, # `(parameters, lr) -> optimiser`
                  engine:Engine|None=None, # device, precision, pieces; None: where the network is, float32
-                 seed:int=0,         # of the run's own generator
+                 seed:int=0,         # of the run's own generators
+                 in_place:bool=True, # train the given network; False: a copy, `run.network`
                 ):
-        super().__init__(denoiser, engine, n_steps, batch, seed,
+        check_network('network', network)
+        super().__init__(network, engine, n_steps, batch, seed,
                          lr=lr, decay=decay, noise=noise, ema=ema, optimizer=optimizer)
-        self.denoiser, self.data = denoiser, as_sampler(data)
-        self.data_generator = torch.Generator().manual_seed(seed + 1)
-        x0, cond = take(self.data, 4096, torch.Generator().manual_seed(seed), self.generator.device)
-        check_shape(x0.shape[1:], denoiser)
-        check_labels(cond, denoiser)
-        measure_scale(denoiser, x0)
-        self.scale(denoiser, noise)
-        self.average = self.engine.average(self.engine.place(denoiser), ema)
+        self.data, self.data_generator = as_sampler(data), self.draws('data', 'cpu')
+        x0, cond = take(self.data, 4096, self.draws('scale', 'cpu'), self.generator.device)
+        check_shape(x0.shape[1:], network)
+        check_labels(cond, network)
+        self.network = network if in_place else clone(network)
+        measure_scale(self.network, x0)
+        self.scale(self.network, noise)
+        self.average = self.engine.average(self.engine.place(self.network), ema)
         self.ema = self.average.module
-        self.learner = Learner(denoiser, lr, self.engine, optimizer, decay, n_steps, 'denoiser')
-        self.parts |= dict(denoiser=self.learner, ema=self.average, data=GeneratorState(self.data_generator))
+        with lent(self.network, True, True):
+            self.learner = Learner(self.network, lr, self.engine, optimizer, decay, n_steps, 'network')
+        self.parts |= dict(network=self.learner, ema=self.average, data=GeneratorState(self.data_generator))
 
 # %% ../nbs/12_pretraining.ipynb #6e6fd517
 class PretrainingStep(NamedTuple):
@@ -99,11 +108,13 @@ class PretrainingStep(NamedTuple):
 def advance(self:Pretraining)->PretrainingStep:
     "Take one step."
     self.engine.begin()
-    x0, cond = take(self.data, self.batch, self.data_generator, self.generator.device)
+    device, drops = self.generator.device, f'dropout {self.step} {self.processes.rank}'
+    x0, cond = take(self.data, self.batch, self.data_generator, device)
     sigma, eps = self.noise(len(x0), self.generator), self.normal(*x0.shape)
-    losses = [self.denoise(self.learner, last, *piece, data=piece[0])
-              for last, piece in self.engine.split(x0, sigma, eps, cond)]
-    self.average.update(self.denoiser)
+    with lent(self.network, True, True), seeded(stream(self.settings['seed'], drops), device):
+        losses = [self.denoise(self.learner, last, *piece, data=piece[0])
+                  for last, piece in self.engine.split(x0, sigma, eps, cond)]
+    self.average.update(self.network)
     return PretrainingStep(self.step, self.processes.mean(torch.stack(losses).mean()))
 
 # %% ../nbs/12_pretraining.ipynb #c0ca1112

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OPEN', 'read_toml', 'as_args', 'read_table', 'first_sentence', 'Recipe', 'load_recipe', 'check_network',
-           'n_parameters', 'some_labels', 'saved_bytes', 'with_values', 'probe', 'Plan', 'stage_costs', 'plan', 'size',
-           'hours', 'plan_text']
+           'n_parameters', 'some_labels', 'saved_bytes', 'with_values', 'probe', 'holds', 'Plan', 'stage_costs', 'plan',
+           'size', 'hours', 'plan_text']
 
 # %% ../nbs/42_recipes.ipynb #2767e3be
-import copy, io, json, statistics, time
+import copy, io, json, os, statistics, time
 from contextlib import redirect_stderr
 from dataclasses import MISSING, dataclass, fields
 from itertools import dropwhile, takewhile
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Iterator
 import torch, tyro
 from .backtracking import backtracking_passes
-from .core import check_calls, Table, check_choice, check_number
+from .core import check_calls, Table, check_choice, check_number, check_regular
 from .degradation import EqualDrift, Every, degradation_passes
 from .edm import edm_network
 from .engine import Engine
@@ -32,7 +32,7 @@ def read_toml(file:str|Path # a text file
     "Read a TOML file."
     try: import tomllib
     except ImportError: import tomli as tomllib    # Python 3.10
-    try: return tomllib.loads(Path(file).read_text(encoding='utf-8'))
+    try: return tomllib.loads(check_regular(file, most=2**20).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
         why = str(e).splitlines()[0]
         raise ValueError(f"{file} is not a recipe in the format TOML ({why}): mend that line") from None
@@ -145,11 +145,9 @@ def n_parameters(module:torch.nn.Module)->int: # any module
 def some_labels(network:torch.nn.Module, # a denoiser
                 n:int, # labels
                 device:torch.device|str, # to put them on
-               )->torch.Tensor|None: # `(n,)`, or `(n, classes)` for an EDM network
-    "Labels of the form that a network takes; None if it takes none."
-    classes = getattr(network, 'n_classes', None)
-    if classes is None: return None
-    if hasattr(network, 'labels'): return torch.zeros(n, classes, device=device)
+               )->torch.Tensor|None: # `(n,)`
+    "Labels for a network; None if it takes none."
+    if getattr(network, 'n_classes', None) is None: return None
     return torch.zeros(n, dtype=torch.long, device=device)
 
 # %% ../nbs/42_recipes.ipynb #47832df2
@@ -200,6 +198,13 @@ def probe(network:torch.nn.Module, # a denoiser with attribute `shape`; on the m
             wait()
             taken.append(time.perf_counter() - start)
     return statistics.median(taken[1:] or taken) / batch
+
+# %% ../nbs/42_recipes.ipynb #5c420002
+def holds(network:torch.nn.Module # a denoiser, perhaps on the meta device
+         )->bool:
+    "Whether weights and one sample's pass take less than half of the memory that this machine has free."
+    free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return 4 * n_parameters(network) < free / 2 and saved_bytes(network, 1) < free / 2
 
 # %% ../nbs/42_recipes.ipynb #dcacbcc5
 @dataclass
@@ -284,7 +289,8 @@ def plan_text(p:Plan,    # of `plan`
              '', str(Table(p.rows)), '',
              "A pass is one forward pass of a batch; a backward pass counts as two. Images are samples "
              f"trained on, or drawn to be measured. Memory is that of stage 2. Processes: {p.processes}."]
-    if len(p.rows[0]) > 5:    # there are times
+    if len(p.rows[0]) == 5: lines.append("No times: this machine cannot hold the network.")
+    else:
         lines.append("Times from a probe of a few forward passes on this machine, float32 unless the recipe "
                      "says otherwise, divided by the processes: an estimate; feature networks and the "
                      f"teacher's samples ({p.teacher_calls} calls each) are not in it.")

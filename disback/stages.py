@@ -137,8 +137,8 @@ def allowed(folder:RunFolder, # of a run
     if source is None: return source_of(given, skip_broken=skip_broken)
     name = source['name']
     if given is None and not bundled(name):
-        raise ValueError(f"{folder.path} names data that are not part of this library, {printable(name)}, and "
-                         f"nothing is read because a file says so: repeat the option, --data {printable(name)}")
+        raise ValueError(f"{folder.path} names data that are not part of this library, and nothing is read "
+                         f"because a file says so: repeat the option, --data {printable(name)}")
     named = full_name(given) if given else name
     if named != name and not source.get('fingerprint'):
         raise ValueError(f"{folder.path} was made with the data {printable(name)}, --data names {named}: "
@@ -171,7 +171,7 @@ def quality(x:torch.Tensor, # generated samples `(n, *dims)`
 def judge_of(source:dict|None,    # arguments of `load_data`
              reference:Path|None, # statistics file (.npz); None: the data
              weights:Path|None,   # file of the Inception network, for `reference`
-             device:torch.device, # where that computes
+             device:torch.device|str|None, # where that computes
             )->Judge|None:
     "What a student is measured against while it trains: statistics, else its data, if they are known."
     if reference is not None:
@@ -301,12 +301,13 @@ def name_classes(module:nn.Module, # somebody's teacher; its classes are named i
                 )->dict|None:      # arguments of `load_data`
     "Find the data that a teacher was trained on; its classes are theirs, if there are as many."
     if options.data is None: return None
-    fits, given = tuple(module.shape), (options.data, options.size, module.shape[0])
+    fits = tuple(module.shape)
+    given = options.data, options.size, None if bundled(options.data) else fits[0]
     def load(labels): return load_data(given[0], labels, *given[1:])
     data = load(False)
     if tuple(data.shape) != fits:
-        raise ValueError(f"{options.data} has samples of shape {tuple(data.shape)}, the network takes {fits}: "
-                         "name the data that it was trained on, or resize them by --size")
+        raise ValueError(f"{options.data} has samples of shape {tuple(data.shape)}, the network takes "
+                         f"{fits}: name the data that it was trained on, or resize them by --size")
     with suppress(ValueError):    # of data without labels
         data = load(True) if module.n_classes else data
     if module.n_classes and data.n_classes == module.n_classes:
@@ -484,7 +485,8 @@ def sample(options:Sample
     out = options.out or Path(options.run)/f'samples-{options.seed}'
     if options.out is None and out.is_symlink():
         raise ValueError(f"{out} is a link, which is not followed in a run folder: give --out")
-    folder = RunFolder(out).begin(options.settings(), resume=options.resume, inputs=dict(run=identity(module)))
+    drawn_by = dict(run=identity(module))
+    folder = RunFolder(out).begin(options.settings(), resume=options.resume, inputs=drawn_by)
     if folder.result: return folder.result
     x = generate(module, n, cond, options.seed, n_steps=options.n_steps)
     file, nfe = folder/'samples.safetensors', calls_of(module, options.n_steps)
@@ -526,8 +528,8 @@ def evaluate(options:Evaluate
     "Measure samples of a finished run against held-out ones, or a file of statistics."
     options.check()
     module, folder, drawn_by = trained(options.run, options.which)
-    data, engine, fid = data_to_meet(options, folder), engine_of(options.compute), options.features == 'inception'
-    folder.processes = engine.processes
+    data, engine = data_to_meet(options, folder), engine_of(options.compute)
+    fid, folder.processes = options.features == 'inception', engine.processes
     folder.hold()
     draw = Draw(engine.place(module), options.n_steps, n_classes=getattr(module, 'n_classes', None))
     features = inception(options.weights, engine.device_for(module)) if fid else None

@@ -21,24 +21,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from .backtracking import ARMS, Backtracking, backtracking_passes
 from .comparisons import data_of, start
-from .core import check_calls, Table, check_choice, patch, patch_property
-from .data import POINT_SETS
+from .core import check_calls, Table, check_choice, patch, patch_property, stream
+from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift
 from .files import load_state
 from .folders import RunFolder
 from .losses import LOSSES, get_loss
-from .metrics import Judge
+from .metrics import Judge, modes_of
 from .mismatch import MismatchRecorder, as_sigmas, exact_denoiser, mismatch_field, mismatch_map
 from .mismatch import show_field, show_heat, show_map, sigma_ladder
 from .networks import ResMLP, clone, seeded
 from .options import Backtrack, Degrade, Pretrain
-from .paths import MANIFEST, DegradationPath
+from .paths import MANIFEST, DegradationPath, open_path
 from .plots import COLORS, limits, node_colors, show_curve, show_images, show_samples
 from .pretraining import Pretraining
 from .recipes import as_args
 from .runs import Checkpoints
 from .samplers import generate, labels_for
-from .stages import begun, engine_of, itinerary_of, optimizer_of, source_of
+from .stages import TITLES, begun, engine_of, itinerary_of, optimizer_of, source_of
 
 # %% ../nbs/44_widgets.ipynb #60abdbc7
 WIDE = dict(description_width='initial')    # room for the words in front of a control
@@ -199,7 +199,7 @@ class PathStepper(Board):
         with self.minding():
             self.path = DegradationPath.open(path) if isinstance(path, (str, Path)) else path
             if not len(self.path): raise ValueError("a path needs at least one node, and this one has none")
-            network, g = self.path.network, torch.Generator().manual_seed(0)
+            network, g = self.path.network, torch.Generator().manual_seed(stream(0, 'samples'))
             n, labels = n or (600 if len(network.shape) == 1 else 25), labels_for(network, cond)
             self.z = torch.randn(n, *network.shape, generator=g)
             self.cond = labels and labels(n, g)
@@ -253,7 +253,7 @@ def plot_denoised(self:PathStepper,
                  )->None:
     "Draw what a node makes of noised images of the student."
     x = self.samples(self.last)[:8]
-    x = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    x = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(stream(0, 'noise')))
     cond = None if self.cond is None else self.cond[:8]
     denoised = denoiser(x, torch.full((len(x),), sigma), cond)
     show_images(torch.cat([x, denoised]), ax, f'noised, σ = {sigma:.2g}; denoised', len(x))
@@ -354,7 +354,7 @@ class Racer:
 
     def samples(self)->torch.Tensor: # `(500, 2)`, always from the same noise
         "What the student draws."
-        return generate(self.run.ema, 500, seed=2)
+        return generate(self.run.ema, 500, seed=stream(0, 'look'))
 
     def note(self, judge:Judge)->None: # measures the energy distance
         "Add to the curve, if it is time: forty times a run."
@@ -384,7 +384,8 @@ class Race:
     def __post_init__(self):
         self.racers = []
         _, self.sample_data, held_out = data_of(self.data)
-        self.judge = Judge(held_out(600, generator=torch.Generator().manual_seed(1)), name='energy')
+        real = held_out(600, generator=torch.Generator().manual_seed(stream(0, 'real samples')))
+        self.judge = Judge(real, modes=modes_of(self.data))
 
 # %% ../nbs/44_widgets.ipynb #d0d98b13
 @patch
@@ -410,7 +411,7 @@ def enter(self:Race,
 def __iter__(self:Race)->Iterator[str]: # yields what is being done
     "Teacher, stage 1, then each next step to the arm that has spent less."
     if self.data not in self.teachers:
-        with seeded(0): network = ResMLP(2, width=64, depth=2)
+        with seeded(stream(0, 'first weights')): network = ResMLP(2, width=64, depth=2)
         run = Pretraining(network, self.sample_data, n_steps=self.teacher_steps, batch=256)
         for _ in run: yield f'teaching the teacher: step {run.step} of {run.n_steps}'
         self.teachers[self.data] = run.ema
@@ -442,19 +443,20 @@ def write(self:Race,
     "Write the race as run folders that `disback backtrack --resume` goes on with."
     if not self.racers: raise ValueError('there is nothing to save yet: press ▶ and wait for stage 2')
     if folder.exists(): raise ValueError(f'{folder} exists: choose another folder')
-    begin = lambda options: begun(options.filled('points'), engine_of(options.compute), source_of(self.data))
+    source = source_of(self.data, loaded=load_data(self.data))
+    def begin(options, **read): return begun(options.filled('points'), engine_of(options.compute), source, **read)
     teacher = begin(Pretrain(out=folder/'teacher', data=self.data, n_steps=self.teacher_steps))
     teacher.save('teacher', self.teachers[self.data])
     teacher.finish({})
     path = begin(Degrade(out=folder/'path', teacher=teacher.path, nodes=self.nodes, n_steps=self.record,
-                         batch=self.batch, seed=self.seed))
+                         batch=self.batch, seed=self.seed), teacher=self.teachers[self.data], labels=None)
     self.path.save(path.path)
     path.save('student', self.beginner)
     path.finish(dict(passes=max(r.spent for r in self.racers)))
-    commands = []
+    commands, read = [], dict(path=open_path(path.path), student=self.beginner, labels=None, reference=None)
     for racer in self.racers:
         options = replace(racer.options, out=folder/racer.options.arm, path=path.path)
-        Checkpoints(begin(options).checkpoint).save(racer.run)
+        Checkpoints(begin(options, **read).checkpoint).save(racer.run)
         given = options.settings() | dict(out=str(options.out), resume=True)
         commands.append(shlex.join(['disback', given.pop('stage'), *as_args(given)]))
     return commands
@@ -529,7 +531,7 @@ def reset(self:DistillationLab)->None:
     with self.lock, self.minding():
         self.say('')
         self.course = iter(())
-        self.target = lru_cache(None)(lambda node: generate(self.race.path.denoiser(node), 300, seed=3))
+        self.target = lru_cache(None)(lambda node: generate(self.race.path.denoiser(node), 300))
         choices = self.state | dict(data=self.task)
         arms = dict.fromkeys([choices.pop('one'), choices.pop('other')])
         self.race = Race(arms=[arm for arm in arms if arm != NOBODY], **choices, **self.fixed)
@@ -656,9 +658,11 @@ def plot_moment(run:RunFolder, # that kept samples
     "Draw samples of a student in training, beside the metrics."
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.6))
     show_samples(load_state(run.samples[step])['samples'], left, f'student, step {step}')
-    curve = {row['step']: row['frechet'] for row in run.metrics if 'frechet' in row}
+    rows = run.metrics
+    name = next((name for name in ('energy', 'frechet', 'fid') if any(name in row for row in rows)), 'mismatch')
+    curve = {row['step']: row[name] for row in rows if name in row}
     show_curve([*curve], [*curve.values()], right, color=COLORS['student'], xlabel='step', yscale='log',
-               title='Fréchet distance to held-out data')
+               title=TITLES[name])
     right.axvline(step, color='r', lw=1)
     small(right)
 

@@ -13,6 +13,8 @@ def test_a_share_says_who_reached_the_threshold():
     assert share_of(dict(passes=50.), never, 400) == (.125, "bound")
     assert share_of(never, dict(passes=9.), 400) == (math.inf, "lost")
     assert share_of(never, never, 400)[1] is None
+    assert share_of(dict(passes=0.), dict(passes=0.), 400) == (1., "both")    # no compute on either side
+    assert share_of(dict(passes=9.), dict(passes=0.), 400) == (math.inf, "both")
 
 
 def test_arms_over_tasks():

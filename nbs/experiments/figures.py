@@ -2,6 +2,7 @@
 import math
 
 import matplotlib.pyplot as plt
+from disback.comparisons import ratio
 from disback.core import Table
 from disback.plots import COLORS
 
@@ -13,11 +14,11 @@ def share_of(row,     # of a summary, with passes
     """Passes to the threshold as a share of the baseline's.
 
     The kind says who reached it: 'both'; 'bound' if the baseline did not (then at most this); 'lost' if only
-    the baseline did; None if nobody did."""
+    the baseline did; None if nobody did. Nothing of nothing is a tie."""
     ours, theirs = row['passes'], base['passes']
     if math.isinf(ours): return (math.nan, None) if math.isinf(theirs) else (math.inf, 'lost')
     if math.isinf(theirs): return ours / budget, 'bound'
-    return ours / theirs if theirs else math.nan, 'both'
+    return ratio(ours, theirs), 'both'
 
 
 def show_shares(table, ax, budget, limit):
@@ -58,7 +59,7 @@ def show_ratios(tables,      # list of `(title, summary)`
     dots = [plt.Line2D([], [], marker='o', ls='', color=COLORS[name]) for name in names]
     fig.legend(dots, names, loc='outside upper center', ncols=len(names), fontsize=8, frameon=False)
     fig.supxlabel(f"passes to {first[0]['threshold']:g}, as a share of plain Diff-Instruct's "
-                  f"(medians of {first[0]['seeds']} seeds)", fontsize=8)
+                  f"(of medians of {first[0]['seeds']} seeds)", fontsize=8)
     return fig
 
 
