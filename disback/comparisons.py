@@ -4,31 +4,31 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'PLACES', 'OPTIMIZERS', 'CHOICES', 'POINTS', 'IMAGES', 'PROTOCOLS', 'ROWS', 'LINES', 'random_mixture',
-           'data_of', 'start', 'Arm', 'parse_arm', 'Protocol', 'check_names', 'kind_of', 'modules_of', 'file_for',
-           'teacher_of', 'relative_cost', 'price_of', 'steps_for', 'record', 'Prepared', 'prepare', 'distance_for',
-           'look_steps', 'follow', 'run_arm', 'check_seeds', 'run_pair', 'compare', 'compute_to', 'bounds_of',
-           'median_interval', 'ratio', 'spread', 'compared', 'by_seed', 'summary', 'in_brackets', 'text', 'write_csv',
+           'data_of', 'start', 'Arm', 'parse_arm', 'Protocol', 'parse_task', 'kind_of', 'modules_of', 'file_for',
+           'teacher_of', 'relative_cost', 'price_of', 'stage1', 'path_of', 'prepare', 'distance_for', 'look_steps',
+           'follow', 'run_arm', 'check_seeds', 'run_pair', 'compare', 'bounds_of', 'compute_to', 'median_interval',
+           'ratio', 'spread', 'compared', 'by_task', 'by_seed', 'summary', 'in_brackets', 'text', 'write_csv',
            'arm_styles', 'show_task', 'show_comparison']
 
 # %% ../nbs/31_comparisons.ipynb #9a522499
-import csv, json, math, multiprocessing, re
+import csv, math, multiprocessing, re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, Callable, Iterable
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import disback
 from .backtracking import ARMS, Adaptive, Backtracking, Proportional, backtracking_passes, chasing_adam
-from .core import (check_calls, Table, check_choice, check_counts, check_number, check_regular, check_schema,
-                          check_that, defaults, stream)
+from .core import (Table, check_calls, check_choice, check_counts, check_number, check_that, defaults,
+                          stream)
 from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift, Every
-from .files import file_digest, fingerprint, load_state, save_state, whole, write_json
+from .files import file_digest, fingerprint, load_state, read_json, save_state, whole, write_json
 from .losses import LOSSES, get_loss
 from .metrics import Judge
 from .mixtures import GaussianMixture
@@ -110,7 +110,7 @@ class Arm:
     def __post_init__(self):
         for option, value in asdict(self).items():
             if option in CHOICES: check_choice(f'{option} of an arm:', value, CHOICES[option])
-            else: check_number(f'{option} of an arm', value, whole=isinstance(value, int), above=0)
+            else: check_number(f'{option} of an arm', value, above=0)
 
     @property
     def steps(self)->Any: # an itinerary
@@ -151,28 +151,26 @@ class Protocol:
     pool: int = 1024          # student samples drawn for stage 1
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            if name in ('budget', 'threshold'): check_number(name, value, above=0)
-            else: check_counts(**{name: value})
+        for name, value in asdict(self).items(): check_number(name, value, above=0, most=10**9)
 
 POINTS = Protocol()
 IMAGES = Protocol(**vars(defaults('compare', 'images')), looks=20, teacher_steps=1500)
 PROTOCOLS = dict(points=POINTS, images=IMAGES)
 
-def check_names(**lists:Iterable[str])->None: # by what they are called in a message
-    "Raise unless each is a list of names, at least one."
-    for name, value in lists.items():
-        good = isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value)
-        check_that(good, name, value, 'a list of names, at least one')
+def parse_task(text:str # such as 'ring-far'
+              )->tuple[str, str, str]: # data, start, and what it is about, 'points' or 'images'
+    "Read a task."
+    data, _, kind = text.rpartition('-')
+    check_choice('start in a task (data-start):', kind, STARTS)
+    return data, kind, 'points' if len(data_of(data)[0]) == 1 else 'images'
 
-def kind_of(tasks:Iterable[str] # such as 'ring-far'
-           )->str:              # 'points' or 'images'
+def kind_of(tasks:tuple[str, ...] # such as 'ring-far', at least one
+           )->str:                # 'points' or 'images'
     "What the tasks of a comparison are about; of one kind, for they are judged by one measure."
-    check_names(tasks=tasks)
-    for task in tasks: check_choice('start in a task (data-start):', task.rpartition('-')[2], STARTS)
-    kinds = {'points' if len(data_of(task.rpartition('-')[0])[0]) == 1 else 'images' for task in tasks}
-    if len(kinds) == 1: return kinds.pop()
-    raise ValueError("points and images are judged by different measures: compare them in separate runs")
+    kinds = {parse_task(task)[2] for task in tasks}
+    check_that(len(kinds) == 1, 'tasks', tasks, 'at least one, and all of points or all of images (they are '
+               'judged by different measures: compare them in separate runs)')
+    return kinds.pop()
 
 # %% ../nbs/31_comparisons.ipynb #b4223fe5
 def modules_of(name:str='comparisons' # of a module of this library
@@ -180,9 +178,9 @@ def modules_of(name:str='comparisons' # of a module of this library
     "The code behind a module."
     files, found, new = {f.stem: f for f in Path(disback.__file__).parent.glob('*.py')}, set(), {name}
     while new:
-        lines = [re.findall(r'^\s*(?:from|import)\s.*', files[module].read_text(), re.M) for module in new]
         found |= new
-        new = {*re.findall(r'\w+', str(lines))} & files.keys() - found
+        code = ''.join(files[module].read_text(encoding='utf-8') for module in new)
+        new = {*re.findall(r'(?:from |disback)\.(\w+)', code)} & files.keys() - found
     return [files[module] for module in sorted(found)]
 
 def file_for(folder:str|Path|None, # where it is kept; None: nowhere
@@ -232,62 +230,53 @@ def price_of(arm:Arm,              # what is to be done
     through = getattr(get_loss(arm.loss), 'through', False)
     return backtracking_passes(1, arm.ratio, through) + (relative - 1) * (3 + arm.ratio - 1)
 
-def steps_for(budget:float, # passes
-              spent:float,  # of these in stage 1
-              price:float,  # of a step of stage 2
-             )->int:
-    "The steps that a budget pays for, at least one."
-    if budget - spent >= price: return int((budget - spent) / price)
-    raise ValueError(f"a budget of {budget} passes does not pay for stage 1 ({spent:.0f} passes) "
-                     "and one step: raise it")
-
 # %% ../nbs/31_comparisons.ipynb #2dc8f686
-def record(arm:Arm,           # what is to be done
+def stage1(arm:Arm,           # what is to be done
            student:nn.Module, # untrained
            teacher:nn.Module, # the trained denoiser
            seed:int,          # of stage 1
            protocol:Protocol, # what all arms share
-          )->tuple[DegradationPath|None, float]: # the path, None if it diverged; passes that it cost
-    "Stage 1 of one arm and seed."
-    if arm.name == 'diff-instruct': return DegradationPath.of(teacher), 0.
+          )->tuple[Degradation|None, float]: # the run, None if there is none; passes that it costs
+    "Stage 1 of one arm and seed, ready to begin."
+    if arm.name == 'diff-instruct': return None, 0.
     even = Every(max(1, arm.record // max(1, arm.nodes - 1)))
     keep = EqualDrift(arm.nodes) if arm.spacing == 'drift' else even
     run = Degradation(teacher, student, keep, arm.record, protocol.batch, arm.record_lr, protocol.pool,
                       seed=seed)
     pool, probe = protocol.pool / protocol.batch, len(run.probe.x) / protocol.batch
-    spent = run.passes - pool + relative_cost(student, teacher) * (pool + probe)
+    return run, run.passes - pool + relative_cost(student, teacher) * (pool + probe)
+
+def path_of(run:Degradation # at its start
+           )->DegradationPath|None:
+    "Drive stage 1 to its end; None if it diverges."
     try:
         for _ in run: pass
-    except NonFinite: return None, spent
-    path = run.path
-    return (path if all(math.isfinite(node.drift) for node in path) else None), spent
+        path = run.path
+    except (NonFinite, ValueError): return None    # nan weights; a node whose drift is nan
+    return path if all(math.isfinite(node.drift) for node in path) else None
 
 # %% ../nbs/31_comparisons.ipynb #13b37bc2
-class Prepared(NamedTuple):
-    "A run of one arm and seed, ready to begin."
-    student: nn.Module       # untrained
-    run: Backtracking|None   # stage 2; None: stage 1 has diverged
-    spent: float             # passes of stage 1
-    price: float             # passes of a step of stage 2
-    n_steps: int             # of stage 2
-
 def prepare(arm:Arm,           # what is to be done
             kind:str,          # of start
             teacher:nn.Module, # the trained denoiser
             seed:int,          # of student, stage 1 and stage 2
             protocol:Protocol, # what all arms share
-           )->Prepared:
+           )->tuple[Backtracking, float, float, bool]: # stage 2; passes of stage 1, and of a step of stage 2;
+                                                       # whether stage 1 has diverged
     "Make the run of one arm and seed: student, stage 1, and stage 2 ready to begin."
     student = start(kind, teacher, seed)
     price = price_of(arm, relative_cost(student, teacher))
-    steps_for(protocol.budget, 3 * arm.record * (arm.name != 'diff-instruct'), price)    # before stage 1
-    path, spent = record(arm, student, teacher, seed, protocol)
-    n_steps = steps_for(protocol.budget, spent, price)
-    run = None if path is None else Backtracking(
-        student, **ARMS[arm.name](path), loss=arm.loss, itinerary=arm.steps, n_steps=n_steps,
-        batch=protocol.batch, lr=arm.lr, fake_lr=arm.fake_lr, ratio=arm.ratio,
-        optimizer=OPTIMIZERS[arm.optimizer], seed=seed)
-    return Prepared(student, run, spent, price, n_steps)
+    recording, spent = stage1(arm, student, teacher, seed, protocol)
+    n_steps = int((protocol.budget - spent) / price)
+    if n_steps < 1:    # before anything is trained
+        raise ValueError(f"a budget of {protocol.budget} passes does not pay for stage 1 ({spent:.0f} "
+                         "passes) and one step: raise it")
+    path = path_of(recording) if recording else DegradationPath.of(teacher)
+    targets = ARMS[arm.name](path or DegradationPath.of(teacher))
+    run = Backtracking(student, **targets, loss=arm.loss, itinerary=arm.steps, n_steps=n_steps,
+                       batch=protocol.batch, lr=arm.lr, fake_lr=arm.fake_lr, ratio=arm.ratio,
+                       optimizer=OPTIMIZERS[arm.optimizer], seed=seed)
+    return run, spent, price, path is None
 
 # %% ../nbs/31_comparisons.ipynb #ea6e5835
 def distance_for(data:str,          # its name
@@ -295,10 +284,9 @@ def distance_for(data:str,          # its name
                 )->Callable:        # `student -> number`, the smaller the better
     "How far a student is from the data of a task: energy distance of points, Fréchet distance of images."
     shape, _, held_out = data_of(data)
-    data_of_it, noise = [torch.Generator().manual_seed(stream(0, f'{what} of the judge'))
-                         for what in ('data', 'noise')]
-    judge = Judge(held_out(protocol.n, generator=data_of_it))
-    z = torch.randn(protocol.n, *shape, generator=noise)
+    g = torch.Generator().manual_seed(stream(0, 'judge of a comparison'))
+    judge = Judge(held_out(protocol.n, generator=g))
+    z = torch.randn(protocol.n, *shape, generator=g)
     def distance(student):
         x = generate(student, z, batch=protocol.n)
         return float(judge.distance(x)) if x.isfinite().all() else math.inf
@@ -310,10 +298,11 @@ def look_steps(n_steps:int, # of a run
               )->list[int]: # steps after which to look, ascending, the last of them `n_steps`
     "Steps in equal ratios, each at least one after the other."
     check_counts(n_steps=n_steps, looks=looks)
-    steps, at = [], 0
-    for left in range(min(looks, n_steps), 0, -1):
-        at = max(at + 1, round(max(at, 1) * (n_steps / max(at, 1))**(1 / left)) if at or left == 1 else 1)
-        steps.append(at)
+    looks = min(looks, n_steps)
+    steps = [1 if looks > 1 else n_steps]
+    for left in range(looks - 1, 0, -1):
+        at = steps[-1]
+        steps.append(max(at + 1, round(at * (n_steps / at)**(1 / left))))
     return steps
 
 # %% ../nbs/31_comparisons.ipynb #a4fb1f73
@@ -321,12 +310,13 @@ def follow(run:Backtracking,  # at its start
            distance:Callable, # `student -> number`
            looks:int,         # how often to look
            watch:Iterable[Callable]=(), # functions of the run, called first and after every step
+           lost:bool=False,   # whether it has diverged before it begins
           )->list[tuple[int, float]]:   # steps, and the distance of `run.ema` then
     "Drive a run and judge its averaged student on the way."
     steps, seen = look_steps(run.n_steps, looks), [(0, distance(run.ema))]
     for w in watch: w(run)
     try:
-        for _ in run:
+        for _ in () if lost else run:
             for w in watch: w(run)
             if run.step in steps: seen.append((run.step, distance(run.ema)))
     except NonFinite: pass
@@ -340,15 +330,12 @@ def run_arm(task:str,           # such as 'ring-far'
             watch:Iterable[Callable]=(), # `(place of the seed, run)`, as in `follow`, e.g. mismatch recorders
            )->list[dict]:       # rows: task, arm, seed, step, passes, value
     "Run one arm on one task, for all seeds."
-    kind_of([task])
-    data, _, kind = task.rpartition('-')
-    protocol, rows, arm_of = protocol or PROTOCOLS[kind_of([task])], [], parse_arm(arm)
+    data, kind, about = parse_task(task)
+    protocol, rows, arm_of = protocol or PROTOCOLS[about], [], parse_arm(arm)
     teacher, distance = teacher_of(data, protocol, cache), distance_for(data, protocol)
     for i, seed in enumerate(check_seeds(seeds)):
-        student, run, spent, price, n_steps = prepare(arm_of, kind, teacher, seed, protocol)
-        if run: seen = follow(run, distance, protocol.looks, [partial(w, i) for w in watch])
-        else: seen = [(0, distance(student)), *((s, math.inf) for s in look_steps(n_steps, protocol.looks))]
-        for step, value in seen:
+        run, spent, price, lost = prepare(arm_of, kind, teacher, seed, protocol)
+        for step, value in follow(run, distance, protocol.looks, [partial(w, i) for w in watch], lost):
             passes = round(spent + step * price, 1)
             rows.append(dict(task=task, arm=arm, seed=seed, step=step, passes=passes, value=value))
     return rows
@@ -356,7 +343,7 @@ def run_arm(task:str,           # such as 'ring-far'
 def check_seeds(seeds:Iterable[int] # of runs
                )->list[int]:
     "Seeds as a list, at least one, each only once."
-    seeds = [*seeds] if isinstance(seeds, Iterable) and not isinstance(seeds, str) else [seeds]
+    seeds = [*seeds]
     for seed in seeds: stream(seed, 'check')
     check_that(0 < len({*seeds}) == len(seeds), 'seeds', seeds, 'at least one, and no two alike')
     return [*map(int, seeds)]
@@ -371,8 +358,7 @@ def run_pair(job:tuple    # arguments of `run_arm`
     about = [task, asdict(parse_arm(arm)), seeds, asdict(protocol)]
     file = file_for(folder and Path(folder)/'pairs', f"{task}-{arm.split(':')[0]}", about, '.json')
     if file and file.exists():
-        kept = json.loads(check_regular(file, most=2**28).read_text())
-        return [row | dict(arm=arm) for row in check_schema(kept, ROWS, str(file))]
+        return [row | dict(arm=arm) for row in read_json(file, ROWS)]
     torch.set_num_threads(1)
     rows = run_arm(*job)
     if file: write_json(file, rows)
@@ -386,42 +372,38 @@ def compare(tasks:list[str], # such as 'ring-far'
             jobs:int=1,      # processes
            )->list[dict]:    # rows: task, arm, seed, step, passes, value
     "Run every arm on every task and seed."
-    check_names(tasks=tasks, arms=arms)
+    check_that(bool(arms), 'arms', arms, 'at least one')
     check_number('jobs', jobs, whole=True, least=1, most=1000)
     protocol, seeds = protocol or PROTOCOLS[kind_of(tasks)], check_seeds(seeds)
     for arm in arms: parse_arm(arm)
     if folder:    # before processes would train it twice
-        for data in {task.rpartition('-')[0] for task in tasks}: teacher_of(data, protocol, folder)
+        for data in {parse_task(task)[0] for task in tasks}: teacher_of(data, protocol, folder)
     work = [(task, arm, seeds, protocol, folder) for task in tasks for arm in arms]
-    together = lambda done: [row for rows in progress(done, len(work), 'comparing') for row in rows]
-    if jobs == 1: return together(map(run_pair, work))
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as pool:
-        return together(pool.map(run_pair, work))
+        done = (map if jobs == 1 else pool.map)(run_pair, work)
+        return [row for rows in progress(done, len(work), 'comparing') for row in rows]
 
 # %% ../nbs/31_comparisons.ipynb #5c977449
-def compute_to(rows:list[dict],  # of one task, arm and seed, in order
-               threshold:float,  # value to be reached
-              )->float:          # passes, or infinity
-    "Passes until a run first reaches a threshold."
-    check_number('threshold', threshold, above=0)
-    before = None
-    for i, row in enumerate(rows):
-        passes, value = float(row['passes']), max(row['value'], 1e-6)
-        check_that(not math.isnan(row['value']), 'a value', row['value'], 'a number (infinite: diverged)')
-        if value <= threshold:
-            if i < 2 or math.isinf(before[1]): return passes if i else 0.    # 0: before any training
-            share = math.log(before[1] / threshold) / math.log(before[1] / value)
-            return before[0] + share * (passes - before[0])
-        before = passes, value
-    return math.inf
-
 def bounds_of(rows:list[dict], # of one task, arm and seed, in order
               threshold:float, # value to be reached
              )->tuple[float, float]: # passes: at least, at most
     "What is known of the passes until a run first reaches a threshold."
-    most = compute_to(rows, threshold)
-    if math.isinf(most): return float(rows[-1]['passes']), most
-    return (rows[0]['passes'] if most and most == rows[1]['passes'] else most), most
+    check_number('threshold', threshold, above=0)
+    passes, values = [[float(row[k]) for row in rows] for k in ('passes', 'value')]
+    check_that(not any(map(math.isnan, values)), 'values', values, 'numbers (infinite: diverged)')
+    i = next((i for i, value in enumerate(values) if value <= threshold), None)
+    if i is None: return passes[-1], math.inf
+    if i == 0: return 0., 0.    # before any training
+    before, value = values[i - 1], max(values[i], 1e-6)
+    if i == 1 or math.isinf(before): return passes[i - 1], passes[i]
+    share = math.log(before / threshold) / math.log(before / value)
+    return (passes[i - 1] + share * (passes[i] - passes[i - 1]),) * 2
+
+def compute_to(rows:list[dict],  # of one task, arm and seed, in order
+               threshold:float,  # value to be reached
+              )->float:          # passes, or infinity
+    "Passes until a run first reaches a threshold, at most."
+    return bounds_of(rows, threshold)[1]
 
 # %% ../nbs/31_comparisons.ipynb #d07f40fc
 def median_interval(low:list[float], # a number for each seed, or the least that it can be
@@ -432,7 +414,9 @@ def median_interval(low:list[float], # a number for each seed, or the least that
     low, high = sorted(low), sorted(low if high is None else high)
     n, outside, j = len(low), 0, 0
     check_that(len(high) == n and not any(map(math.isnan, low + high)), 'values', low, 'numbers, one a seed')
-    while 1 - 2 * (outside + math.comb(n, j)) / 2**n >= least: outside, j = outside + math.comb(n, j), j + 1
+    while 1 - 2 * (outside + math.comb(n, j)) / 2**n >= least:
+        outside += math.comb(n, j)
+        j += 1
     return (low[j - 1], high[n - j], 1 - 2 * outside / 2**n) if j else None
 
 # %% ../nbs/31_comparisons.ipynb #27a25ab1
@@ -469,15 +453,22 @@ def compared(ours:dict,       # `{seed: its rows in order}` of an arm
     return dict(pairs=len(values)) | (spread('ratio', values, low, high) if values else {})
 
 # %% ../nbs/31_comparisons.ipynb #31613988
+def by_task(rows:list[dict] # what `compare` returned
+           )->dict:         # `{task: {arm: {seed: its rows in order}}}`
+    "The rows by what they belong to."
+    check_that(bool(rows), 'rows', rows, 'what `compare` returned, at least one')
+    found = {row['task']: {} for row in rows}
+    for row in rows: found[row['task']][row['arm']] = {}
+    for row in sorted(rows, key=lambda row: (row['seed'], row['step'])):
+        found[row['task']][row['arm']].setdefault(row['seed'], []).append(row)
+    return found
+
 def by_seed(rows:list[dict], # what `compare` returned
             task:str,        # one of its tasks
             arm:str,         # one of its arms
            )->dict:          # `{seed: its rows in order}`
     "The rows of one arm on one task."
-    found = {}
-    for row in sorted(rows, key=lambda row: (row['seed'], row['step'])):
-        if (row['task'], row['arm']) == (task, arm): found.setdefault(row['seed'], []).append(row)
-    return found
+    return by_task(rows).get(task, {}).get(arm, {})
 
 # %% ../nbs/31_comparisons.ipynb #78afa1e7
 def summary(rows:list[dict],            # what `compare` returned
@@ -485,19 +476,17 @@ def summary(rows:list[dict],            # what `compare` returned
             baseline:str|None=None,     # arm that the others are compared with; None: plain `diff-instruct`
            )->list[dict]:               # one for each task and arm
     "Compute to reach the threshold and quality at the end, with intervals over seeds."
-    check_that(bool(rows), 'rows', rows, 'what `compare` returned, at least one')
     threshold, table = POINTS.threshold if threshold is None else threshold, []
-    tasks, arms = [[*dict.fromkeys(row[k] for row in rows)] for k in ('task', 'arm')]
+    arms = [*dict.fromkeys(row['arm'] for row in rows)]
     if baseline is not None: check_choice('baseline', baseline, arms)
     baseline = baseline or next((arm for arm in arms if arm.startswith('diff-instruct')), None)
-    for task in tasks:
-        runs = {arm: by_seed(rows, task, arm) for arm in arms}
-        for arm in filter(runs.get, arms):
-            low, high = zip(*[bounds_of(run, threshold) for run in runs[arm].values()])
+    for task, runs in by_task(rows).items():
+        for arm, own in runs.items():
+            low, high = zip(*[bounds_of(run, threshold) for run in own.values()])
             row = dict(task=task, arm=arm, seeds=len(high), threshold=threshold,
                        reached=sum(map(math.isfinite, high)))
-            row |= spread('passes', high, low) | spread('end', [v[-1]['value'] for v in runs[arm].values()])
-            if arm != baseline and runs.get(baseline): row |= compared(runs[arm], runs[baseline], threshold)
+            row |= spread('passes', high, low) | spread('end', [run[-1]['value'] for run in own.values()])
+            if arm != baseline and baseline in runs: row |= compared(own, runs[baseline], threshold)
             table.append(row)
     return table
 
@@ -566,18 +555,15 @@ def show_comparison(rows:list[dict],           # what `compare` returned
                     ylabel:str='energy distance (data units)', # what is compared
                    )->plt.Figure:
     "Draw quality against compute, a panel for each task."
-    check_that(bool(rows), 'rows', rows, 'what `compare` returned, at least one')
     check_counts(columns=columns)
-    tasks, arms = [[*dict.fromkeys(row[k] for row in rows)] for k in ('task', 'arm')]
-    columns, styles, n_seeds = min(columns, len(tasks)), arm_styles(arms), len({row['seed'] for row in rows})
+    tasks, styles = by_task(rows), arm_styles([*dict.fromkeys(row['arm'] for row in rows)])
+    columns, n_seeds = min(columns, len(tasks)), len({row['seed'] for row in rows})
     lines = -(-len(tasks) // columns)
     size = max(5.5, 2.7 * columns), 2.3 * lines + .9
     fig, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False,
                              layout='constrained')
-    for ax, task in zip(axes.flat, tasks):
-        for arm in arms:
-            runs = [*by_seed(rows, task, arm).values()]
-            if runs: show_task(runs, ax, arm, styles[arm])
+    for ax, (task, runs) in zip(axes.flat, tasks.items()):
+        for arm, own in runs.items(): show_task([*own.values()], ax, arm, styles[arm])
         if threshold: ax.axhline(threshold, color='.4', ls=':', lw=1)
         ax.set_title(task, fontsize=9)
         ax.set_yscale('log')
@@ -586,8 +572,8 @@ def show_comparison(rows:list[dict],           # what `compare` returned
     fig.supxlabel("forward passes of a batch through the teacher's network, stage 1 included", fontsize=9)
     fig.supylabel(ylabel, fontsize=9)
     title = f'median of {n_seeds} seeds, the middle half of them shaded'
-    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc='outside upper center', ncols=min(3, len(arms)),
-               fontsize=8, frameon=False, title=title, title_fontsize=8)
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc='outside upper center', title=title,
+               ncols=min(3, len(styles)), fontsize=8, frameon=False, title_fontsize=8)
     return fig
 
 # %% ../nbs/31_comparisons.ipynb #c0ca1131

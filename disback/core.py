@@ -11,7 +11,7 @@ __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', '
 import collections.abc, functools, hashlib, html, inspect, itertools, math, numbers, os, stat, types
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Iterable, Union, get_args, get_origin
+from typing import Annotated, Any, Callable, Iterable, Union, get_args, get_origin
 
 # %% ../nbs/00_core.ipynb #5aa10001
 def printable(text:Any # what may come from a file or from somebody else
@@ -134,6 +134,7 @@ def kinds_of(annotation:Any # of a parameter
             )->tuple: # of classes, one of which an argument must have; empty: it may be anything
     "The kinds of arguments that an annotation allows, whatever they hold."
     origin = get_origin(annotation)
+    if origin is Annotated: return kinds_of(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
         parts = [kinds_of(part) for part in get_args(annotation)]
         return sum(parts, ()) if all(parts) else ()
@@ -258,3 +259,7 @@ def defaults(stage:str,        # 'pretrain', 'degrade', 'backtrack' or 'compare'
     "The defaults of a stage for a kind of data."
     table = DEFAULTS[stage]
     return SimpleNamespace(**{k: v[kind] if isinstance(v, dict) else v for k, v in table.items()})
+
+# %% ../nbs/00_core.ipynb #c0ca1100
+for f in (printable, in_short, check_that, kinds_of, is_a, typed, check_calls): f.rules = None    # what it asks
+check_calls(globals())

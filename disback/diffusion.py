@@ -53,9 +53,10 @@ def as_labels(cond:Any, # labels, one a sample: whole numbers, tensor, array or 
     "Class labels, if they are one whole number a sample."
     try: labels = torch.as_tensor(cond)
     except (TypeError, ValueError, RuntimeError): labels = None
-    whole = labels is not None and labels.dtype in WHOLE and tuple(labels.shape) == (n,)
+    if labels is not None and labels.shape == (n, 1): labels = labels[:, 0]    # a column, as tables have it
+    whole = labels is not None and labels.dtype in WHOLE and labels.shape == (n,)
     check_that(whole, 'labels', cond if labels is None else labels,
-               f'whole numbers ({n},), one a sample (a column: labels[:, 0]; one-hot: labels.argmax(1))')
+               f'whole numbers ({n},), one a sample (of one-hot rows: labels.argmax(1))')
     if n_classes is not None and labels.device.type == 'cpu' and not torch.compiler.is_compiling():
         values = labels.tolist() or [0]
         if not 0 <= min(values) <= max(values) < n_classes:
@@ -191,7 +192,8 @@ def precondition(sigma:torch.Tensor,            # noise level, any shape
     "The four coefficients of EDM eq. 7 (table 1, right column)."
     var = sigma**2 + sigma_data**2
     c_in = var.rsqrt()
-    return sigma_data**2 / var, sigma * sigma_data * c_in, c_in, sigma.log() / 4
+    above_zero = sigma.clamp_min(torch.finfo(sigma.dtype).tiny)    # at no noise, where c_out is 0
+    return sigma_data**2 / var, sigma * sigma_data * c_in, c_in, above_zero.log() / 4
 
 # %% ../nbs/01_diffusion.ipynb #66ea6aa9
 def edm_weight(sigma:torch.Tensor,     # noise level, any shape

@@ -11,6 +11,7 @@ __all__ = ['MOST', 'LARGEST', 'RunningMoments', 'own_rows', 'summed', 'joined', 
 
 # %% ../nbs/32_evaluation.ipynb #429a5ee8
 import http.client, io, math, zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
@@ -21,21 +22,19 @@ from .core import (check_calls, check_choice, check_counts, check_number, check_
 from .data import Classes, Data, digits
 from .diffusion import as_labels
 from .files import digest, file_digest, read_weights, whole
-from .metrics import (as_rows, check_features, check_moments, count_modes, energy_distance,
+from .metrics import (as_rows, check_features, check_images, check_moments, count_modes, energy_distance,
                              features_for, frechet_from_moments, modes_of, precision_recall)
 from .networks import device_of
 from .runs import OneProcess, progress as progress_bar
 from .samplers import calls_of, generate
 
 # %% ../nbs/32_evaluation.ipynb #4e45718f
+@dataclass
 class RunningMoments:
     "Count, mean and scatter of rows that arrive in parts (Chan, Golub and LeVeque 1983)."
-    def __init__(self,
-                 n:int=0,                       # rows so far
-                 mean:torch.Tensor|float=0.,    # of these, `(D,)`
-                 scatter:torch.Tensor|float=0., # sum of the squares of what they are off the mean, `(D, D)`
-                ):
-        self.n, self.mean, self.scatter = n, mean, scatter
+    n: int = 0                         # rows so far
+    mean: torch.Tensor|float = 0.      # of these, `(D,)`
+    scatter: torch.Tensor|float = 0.   # sum of the squares of what they are off the mean, `(D, D)`
 
 # %% ../nbs/32_evaluation.ipynb #cf129388
 @patch
@@ -171,24 +170,17 @@ def load_statistics(file:str|Path # `.npz`, as `save_statistics` or EDM writes i
 def quantised(x:torch.Tensor # images `(n, 1 or 3, H, W)`, floating point in [-1, 1]
              )->torch.Tensor: # `(n, 3, H, W)`, bytes
     "Images as they are stored, in colour (as EDM writes its samples)."
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError("the Inception network looks at images (n, 1 or 3, H, W), "
-                         f"got shape {tuple(x.shape)}: give `features=` for other data")
-    if not x.is_floating_point():
-        raise ValueError(f"images must be floating point in [-1, 1], got {x.dtype}: "
-                         "bytes become that by x / 127.5 - 1")
-    as_rows(x, 'x', least=1)
+    check_images(x)
+    check_that(x.shape[1] in (1, 3), 'images', x, '(n, 1 or 3, H, W) for the Inception network')
     return (x * 127.5 + 128).floor().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
 
 # %% ../nbs/32_evaluation.ipynb #88c19036
+@dataclass
 class Inception:
     "The Inception network of 2015."
-    def __init__(self,
-                 network:torch.nn.Module, # torch-fidelity's module
-                 sha256:str,              # of the file of its weights
-                 version:str,             # of torch-fidelity
-                ):
-        self.network, self.sha256, self.version = network, sha256, version
+    network: torch.nn.Module # torch-fidelity's module
+    sha256: str              # of the file of its weights
+    version: str             # of torch-fidelity
 
     @torch.no_grad()
     def __call__(self,
@@ -513,9 +505,7 @@ def digit_classifier()->Callable: # `(n, 1, 8, 8) -> (n,)`, classes
     x, y = digits('train')
     machine = SVC(gamma='scale').fit(x.flatten(1).numpy(), y.numpy())
     def classify(x):
-        if x.shape[1:] != (1, 8, 8):
-            raise ValueError(f"digits have shape (n, 1, 8, 8), got {tuple(x.shape)}: "
-                             "give a classifier of such samples")
+        check_that(x.shape[1:] == (1, 8, 8), 'digits', x, '(n, 1, 8, 8) (give a classifier of such samples)')
         return torch.from_numpy(machine.predict(x.detach().flatten(1).cpu().numpy()))
     return classify
 

@@ -91,16 +91,15 @@ class Preconditioned(nn.Module):
         "The four numbers that wrap the raw network; a family of its own conventions writes its own."
         return precondition(sigma, self.sigma_data)
 
-# %% ../nbs/05_networks.ipynb #8fb8654e
+# %% ../nbs/05_networks.ipynb #cd6ef726
 def as_levels(sigma:torch.Tensor|float, # noise levels, `()` or `(B,)`, data units
               x:torch.Tensor,           # noised samples, `(B, *dims)`
              )->torch.Tensor:           # `(B,)`, of the type and on the device of the samples
-    "The noise levels of a batch, one a sample; raise if one of them is zero or negative."
-    if not isinstance(sigma, torch.Tensor): check_number('sigma', sigma, above=0)
+    "The noise levels of a batch, one a sample; raise if one of them is negative."
+    if not isinstance(sigma, torch.Tensor): check_number('sigma', sigma, least=0)
     levels = expand(sigma, x)
     if not torch.compiler.is_compiling() and levels.device.type == 'cpu':
-        low = min(levels.flatten().tolist(), default=1.)
-        check_that(not low <= 0, 'sigma', low, 'above 0 (at no noise the denoised is the sample itself)')
+        check_that(not any(v < 0 for v in levels.flatten().tolist()), 'sigma', sigma, 'at least 0')
     return levels.reshape(-1).expand(len(x))
 
 # %% ../nbs/05_networks.ipynb #5d458c9c

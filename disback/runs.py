@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from . import __version__
-from .core import check_calls, check_counts, check_number, check_schema, patch, stream
+from .core import check_calls, check_counts, check_number, check_schema, patch
 from .files import load_state, save_state
 from .networks import clone
 
@@ -165,7 +165,7 @@ class Run:
     "An iterator over optimiser steps, with a state that can be saved."
     def __init__(self,
                  n_steps:int,       # optimiser steps in all
-                 seed:int=0,        # of the run's own random generator
+                 seed:int=0,        # its own random generator starts there: see `stream`
                  device:str|torch.device='cpu', # where its tensors live
                  processes:OneProcess=OneProcess(), # those that take part
                  guard:Guard|None=None, # None: stop at the first value that is not finite
@@ -175,7 +175,7 @@ class Run:
         self.n_steps, self.step, self.processes = n_steps, 0, processes
         self.torn, self.untold = False, None    # whether a step was broken off half way; see `drive`
         self.guard, self.settings = guard or Guard(), {k: plain(v) for k, v in dict(settings).items()}
-        self.generator = torch.Generator(device).manual_seed(stream(seed, 'run'))
+        self.generator = torch.Generator(device).manual_seed(seed)
         self.parts = dict(guard=self.guard, generator=GeneratorState(self.generator))
 
     def advance(self): raise NotImplementedError
