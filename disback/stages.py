@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'source_of', 'bundled', 'allowed', 'real_samples',
            'judge_for', 'quality', 'judge_of', 'curves', 'path_figure', 'new_network', 'kind_of', 'identity', 'begun',
-           'pretrain', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'degrade', 'itinerary_of',
+           'pretrain', 'read_edm', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'degrade', 'itinerary_of',
            'optimizer_of', 'best_of', 'follow', 'backtrack', 'trained', 'say_classes', 'classes_of', 'sample',
            'samples_figure', 'more_of', 'evaluate', 'data_to_meet', 'statistics', 'do']
 
@@ -281,6 +281,19 @@ def pretrain(options:Pretrain
     return folder.finish(dict(seconds=seconds))
 
 # %% ../nbs/43_stages.ipynb #6d147267
+def read_edm(file:Path, # official checkpoint, or weights alone
+             key:str,   # which network of an official checkpoint
+             config:dict|None, # arguments of the network of weights alone; a recipe has them for both
+            )->nn.Module: # a denoiser
+    "Read a network of the EDM families; an official checkpoint says itself what it is."
+    try: return load_edm(file, key, config)
+    except ValueError as error:
+        if config is None: raise
+        try: return load_edm(file, key)
+        except ValueError as other: why = other if 'does not hold weights' in str(error) else error
+    raise why
+
+# %% ../nbs/43_stages.ipynb #5c430007
 def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a folder of diffusers
                  key:str='ema',   # which network of an official checkpoint
                  network:str|None=None, # for weights alone: arguments of their EDM network as JSON
@@ -291,7 +304,7 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: give an official checkpoint, "
                                 "a file of weights or a folder of diffusers")
-    module = load_pipeline(file, kind) if file.is_dir() else load_edm(file, key, network_config(network))
+    module = load_pipeline(file, kind) if file.is_dir() else read_edm(file, key, network_config(network))
     if all(v.isfinite().all() for v in module.state_dict().values()): return module
     raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
 
