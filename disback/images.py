@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that,
-                          in_short, patch, patch_property, printable)
+                          patch, patch_property, printable)
 from .diffusion import as_labels
 
 # %% ../nbs/02_images.ipynb #99354249
@@ -35,7 +35,6 @@ def _eight_bits(image, full):
     if clear is not None: values = np.where(values == clear, 65535, values)
     return Image.fromarray((values.clip(0, 65535) / 257).round().astype('uint8'))
 
-# %% ../nbs/02_images.ipynb #5aa40010
 def _over_white(image, grey):
     "An image without transparency."
     if image.has_transparency_data:
@@ -59,7 +58,7 @@ def _as_bytes(image, size, channels, resample):
     image = _over_white(image, grey)
     if size is not None:
         side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
+        left, top = ((n - side) // 2 for n in image.size)
         image = image.crop((left, top, left + side, top + side))
         image = image.resize((size, size), Image.Resampling[resample.upper()])
     x = torch.from_numpy(np.array(image))
@@ -85,8 +84,9 @@ def check_fit(shape:tuple,     # of an image, `(C, H, W)`
     for part, word, mend in [(slice(1), 'channels', '`channels=1` or `channels=3`'),
                              (slice(1, None), 'pixels', '`size=`')]:
         if shape[part] == first[part]: continue
-        raise ValueError(f"images must have one shape, but {first_name} has {say(first[part])} {word} and "
-                         f"{name} has {say(shape[part])}: give {mend} to bring all to one")
+        raise ValueError(f"images must have one shape, but {printable(first_name)} has {say(first[part])} "
+                         f"{word} and {printable(name)} has {say(shape[part])}: give {mend} to bring all to "
+                         "one")
 
 # %% ../nbs/02_images.ipynb #7764d0a9
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'QOI')
@@ -141,8 +141,8 @@ def _zip_files(path):
     try:
         with zipfile.ZipFile(path) as archive: entries = archive.infolist()
     except Exception as e: # zipfile raises many kinds for broken archives
-        raise ValueError(f"cannot read {printable(path)} as a zip archive ({printable(e)}): give the folder of "
-                         "the images, or an archive of them that is not cut or damaged") from None
+        raise ValueError(f"cannot read {printable(path)} as a zip archive ({printable(e)}): give the folder "
+                         "of the images, or an archive of them that is not cut or damaged") from None
     seen = set()
     for e in entries:
         name = '/'.join(p for p in e.filename.replace('\\', '/').split('/') if p not in ('', '.'))
@@ -174,10 +174,10 @@ def _zip_read(path, most, offset, method, packed, size, crc):
     return data
 
 # %% ../nbs/02_images.ipynb #432883b4
-def _open_image(file): # a path, or an open file
+def _open_image(data): # bytes
     "Open an image without decoding it."
     formats = _readable()[0]
-    try: image = Image.open(file, formats=formats)
+    try: image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         raise ValueError(f"its content is not one of {', '.join(formats)}") from None
     n = image.width * image.height
@@ -210,7 +210,8 @@ class Files:
 @patch_property
 def summary(self:Files)->str: # such as 'photos holds 12 images; left out: 6 .heic, 1 @eaDir/'
     "Say what is used and what is left out."
-    left = ', '.join(f'{n:,} {printable(why)}' for why, n in Counter(self.left_out.values()).most_common())
+    counts = Counter(self.left_out.values()).most_common()
+    left = ', '.join(f'{n:,} {printable(why)}' for why, n in counts)
     return f"{printable(self.source)} holds {len(self.names):,} images{left and '; left out: '}{left:.300}"
 
 # %% ../nbs/02_images.ipynb #5aa40015
@@ -227,8 +228,7 @@ def read(self:Files,
 def image(self:Files,
           name:str): # one of `names`
     "Open a PIL image, which is not decoded yet."
-    if not self.in_folder: return _open_image(io.BytesIO(self.read(name)))
-    return _open_image(check_regular(self._path/name, MOST_BYTES))
+    return _open_image(self.read(name))
 
 # %% ../nbs/02_images.ipynb #5aa40005
 MOST_CHECKED = 2**28 # bytes of a folder that are read for checksums
@@ -257,12 +257,12 @@ def label_table(data:bytes,     # content of a `dataset.json`
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f'{where} is no table of labels: expected {{"labels": [["NAME", CLASS], ...]}} or '
                          '{"labels": null}, repair it or take it away') from None
+    check_that(len(table) == len(labels), where, f'{len(labels):,} labels of {len(table):,} images',
+               'a table that names no image more than once')
     for name, label in table.items():
         good = type(label) is int and 0 <= label < 10**6
-        check_that(good, f'the label of {printable(name)} in {where}', label, 'a whole number below a million: '
-                   'number the classes from 0')
-    if len(table) < len(labels):
-        raise ValueError(f"{where} names an image more than once: give each one label")
+        check_that(good, f'the label of {printable(name)} in {where}', label,
+                   'a whole number below a million: number the classes from 0')
     return table
 
 # %% ../nbs/02_images.ipynb #a2f1777a
@@ -355,10 +355,10 @@ class Images:
             check_number(name, value, whole=True, least=0)
         self._threads = min(8, os.cpu_count() or 1) if threads is None else threads
         check_number('threads', self._threads, whole=True, least=1, most=1024)
-        self.source = source if hasattr(source, 'labelled') else Files(source)
+        self.source = source if isinstance(source, Files) else Files(source)
         self.names, self.labels, self.classes = self.source.labelled(within) # labels `(n,)`, long, or None
         self._options, self._memory, self._skip = (size, channels, resample), memory, skip_broken
-        self._kept, self._first = {}, None # bytes by name; shape and name of an image that the others must fit
+        self._kept, self._first = {}, None # bytes by name; shape and name of one that the others must fit
 
     def __len__(self): return len(self.names)
     def __getstate__(self): return self.__dict__ | dict(_kept={})
@@ -374,13 +374,13 @@ def _decode(self:Images, name): # -> bytes `(C, H, W)`, or why it cannot be read
 @patch
 def _leave_out(self:Images, name, why):
     "Leave out a broken image, or raise if there were enough of them."
-    said, broken = f"cannot read {printable(self.source.source)}/{printable(name)} as an image ({why})", self.source.broken
+    broken, file = self.source.broken, printable(f'{self.source.source}/{name}')
     if name in broken: return # by another thread
     if len(broken) >= self._skip:
-        raise ValueError(f"{said}: repair it, or let such images be left out, up to a number of them "
-                         f"(skip_broken, now {self._skip})")
+        raise ValueError(f"cannot read {file} as an image ({why}): repair it, or let such images be left "
+                         f"out, up to a number of them (skip_broken, now {self._skip})")
     broken[name] = why
-    warnings.warn(f"{said}: left out, as {len(broken)} of at most {self._skip}")
+    warnings.warn(f"cannot read {file} as an image ({why}): left out, as {len(broken)} of {self._skip}")
 
 # %% ../nbs/02_images.ipynb #5aa40009
 @patch
@@ -389,7 +389,7 @@ def _instead(self:Images, i): # -> a name
     n, y = len(self), self.labels
     for j in (k % n for k in range(i, i + n)):
         if self.names[j] not in self.source.broken and (y is None or y[j] == y[i]): return self.names[j]
-    raise ValueError(f"{printable(self.names[i])} cannot be left out: no other image of its class can be read")
+    raise ValueError(f"{printable(self.names[i])} cannot be left out: no other of its class can be read")
 
 # %% ../nbs/02_images.ipynb #c1d20003
 @patch
@@ -397,8 +397,8 @@ def _bytes(self:Images, at):
     "Images by their numbers as bytes `(n, C, H, W)`."
     found = ChainMap({}, self._kept)
     while missing := [*dict.fromkeys(name for name in map(self._instead, at) if name not in found)]:
-        with ThreadPoolExecutor(self._threads) as pool: tried = [*zip(missing, pool.map(self._decode, missing))]
-        for name, x in tried:
+        with ThreadPoolExecutor(self._threads) as pool: tried = [*pool.map(self._decode, missing)]
+        for name, x in zip(missing, tried):
             if isinstance(x, str): self._leave_out(name, x)
             else: found[name] = x
     for name, x in found.maps[0].items():
@@ -466,8 +466,8 @@ def _item_pixels(image, i):
     if isinstance(x, np.ndarray) and x.dtype == np.uint8:
         x = torch.from_numpy(x[..., None] if x.ndim == 2 else x).movedim(-1, 0)
     good = isinstance(x, torch.Tensor) and x.ndim == 3 and len(x) in (1, 3)
-    check_that(good, f'image {i}', image, 'a PIL image, a tensor (1, H, W) or (3, H, W), or an array of bytes '
-               '(H, W), (H, W, 1) or (H, W, 3)')
+    check_that(good, f'image {i}', image, 'a PIL image, a tensor (1, H, W) or (3, H, W), or an array of '
+               'bytes (H, W), (H, W, 1) or (H, W, 3)')
     if x.dtype == torch.uint8: return x.float() / 127.5 - 1
     if not x.is_floating_point() or not ((x >= 0) & (x <= 1)).all():
         raise ValueError(f"image {i} has {x.dtype} values from {x.min():.3g} to {x.max():.3g}, expected "
@@ -498,17 +498,17 @@ TORCHVISION = dict(cifar10='CIFAR10', cifar100='CIFAR100', mnist='MNIST', fashio
                    kmnist='KMNIST')
 
 @dataclass
-class _Collection:
+class _Collection(Files):
     "A torchvision data set as a source of `Images`."
     dataset:Any
     source:str # its name
     broken:dict = field(default_factory=dict)
-    def image(self, i): return self.dataset[i][0]
+    def image(self, name): return self.dataset[int(name)][0]
     def labelled(self, within=''):
         d = self.dataset
-        return range(len(d)), torch.as_tensor(d.targets), [*d.classes]
+        return [*map(str, range(len(d)))], torch.as_tensor(d.targets), [*d.classes]
     def checksums(self, names):
-        return [str(zlib.crc32(np.ascontiguousarray(self.dataset.data[i]))) for i in names]
+        return [str(zlib.crc32(np.ascontiguousarray(self.dataset.data[int(name)]))) for name in names]
 
 # %% ../nbs/02_images.ipynb #9dc8b420
 def collection(name:str, # one of `TORCHVISION`, alone or as in 'mnist:FOLDER'
@@ -521,8 +521,8 @@ def collection(name:str, # one of `TORCHVISION`, alone or as in 'mnist:FOLDER'
     try: return [_Collection(reader(folder, train=split == 'train', download=True), f'{kind} ({split})')
                  for split in ('train', 'test')]
     except Exception as e: # whatever networks, archives and files bring
-        files = [reader.filename] if kind.startswith('cifar') else [f for f, _ in reader.resources]
-        if not kind.startswith('cifar'): folder = folder/reader.__name__/'raw'
+        if kind.startswith('cifar'): files = [reader.filename] # one archive
+        else: files, folder = [f for f, _ in reader.resources], folder/reader.__name__/'raw'
         raise ValueError(f"cannot read or download {kind} ({printable(' '.join(str(e).split())):.200}): "
                          f"put the official {', '.join(files)} into {printable(folder)}") from None
 
