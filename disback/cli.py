@@ -209,6 +209,7 @@ def check_teacher(options:Run,
         bring = recipe.stages['import']
         read_teacher(options.teacher, bring.key, bring.network, bring.kind)
 
+# %% ../nbs/46_cli.ipynb #5c46000a
 def check_files(options:Run # of a recipe's run
                )->None:
     "Raise if a file or data that are needed late are not there, or not sound."

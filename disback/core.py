@@ -11,7 +11,7 @@ __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', '
 import collections.abc, functools, hashlib, html, inspect, itertools, math, numbers, os, stat, types
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Iterable, Union, get_args, get_origin
+from typing import Annotated, Any, Callable, Iterable, Union, get_args, get_origin
 
 # %% ../nbs/00_core.ipynb #5aa10001
 def printable(text:Any # what may come from a file or from somebody else
@@ -125,7 +125,8 @@ def check_schema(value:Any,  # plain data from a file
     return value
 
 # %% ../nbs/00_core.ipynb #5aa10011
-KINDS = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list)}    # what is taken for them
+KINDS = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list),
+         list: (tuple, list)}    # what is taken for them
 SAID = {numbers.Integral: 'a whole number', numbers.Real: 'a number', bool: 'True or False', str: 'text',
         type(None): 'None', collections.abc.Callable: 'a function', list: 'a list'}
 
@@ -133,6 +134,7 @@ def kinds_of(annotation:Any # of a parameter
             )->tuple: # of classes, one of which an argument must have; empty: it may be anything
     "The kinds of arguments that an annotation allows, whatever they hold."
     origin = get_origin(annotation)
+    if origin is Annotated: return kinds_of(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
         parts = [kinds_of(part) for part in get_args(annotation)]
         return sum(parts, ()) if all(parts) else ()

@@ -283,8 +283,8 @@ def classes_of(source:str|Path, # folder or zip archive of images, `dataset.json
 def _classes(source, y, names=None, n=0):
     "Count labels."
     if y is None:
-        raise ValueError(f"{printable(source)} has no labels: sort its images into one sub-folder a class, or "
-                         f"give it a {LABEL_FILE}")
+        raise ValueError(f"{printable(source)} has no labels: sort its images into one sub-folder a class, "
+                         f"or give it a {LABEL_FILE}")
     return Classes(y.bincount(minlength=len(names or range(n))).tolist(), names)
 
 def labels_of(source:str|Path, # as for `classes_of`

@@ -50,11 +50,13 @@ def as_labels(cond:Any, # labels, one a sample: whole numbers, tensor, array or 
               n_classes:int|None=None, # they must be below; looked at on the CPU: elsewhere one would wait
              )->torch.Tensor: # `(n,)`, long
     "Class labels, if they are one whole number a sample."
-    try: labels = torch.as_tensor(cond)
+    try:
+        labels = torch.as_tensor(cond)
+        if labels.shape == (n, 1): labels = labels[:, 0] # a column, as tables have it
     except (TypeError, ValueError, RuntimeError): labels = cond
     good = isinstance(labels, torch.Tensor) and labels.dtype in WHOLE and labels.shape == (n,)
-    check_that(good, 'labels', labels, f'whole numbers ({n},), one a sample (a column: labels[:, 0]; '
-               'one-hot: labels.argmax(1))')
+    check_that(good, 'labels', labels, f'whole numbers ({n},), one a sample (of one-hot rows: '
+               'labels.argmax(1))')
     if n_classes is not None and labels.device.type == 'cpu' and not torch.compiler.is_compiling():
         bad = [label for label in labels.tolist() if not 0 <= label < n_classes]
         check_that(not bad, 'labels', bad, f'from 0 to {n_classes - 1}')
@@ -178,7 +180,8 @@ def precondition(sigma:torch.Tensor,            # noise level, any shape
     "The four coefficients of EDM eq. 7 (table 1, right column)."
     var = sigma**2 + sigma_data**2
     c_in = var.rsqrt()
-    return sigma_data**2 / var, sigma * sigma_data * c_in, c_in, sigma.log() / 4
+    above_zero = sigma.clamp_min(torch.finfo(sigma.dtype).tiny)    # at no noise, where c_out is 0
+    return sigma_data**2 / var, sigma * sigma_data * c_in, c_in, above_zero.log() / 4
 
 # %% ../nbs/01_diffusion.ipynb #66ea6aa9
 def edm_weight(sigma:torch.Tensor,     # noise level, any shape

@@ -50,7 +50,8 @@ class RunFolder:
 
 # %% ../nbs/41_folders.ipynb #5c414002
 SOURCE = dict(name=str, labels=bool, size=(int, type(None)), channels=(int, type(None))) | ANY
-CONFIG = dict(stage=str, inputs={str: str}, source=lambda v: v is None or check_schema(v, SOURCE, 'source')) | ANY
+CONFIG = dict(stage=str, inputs={str: str},
+              source=lambda v: v is None or check_schema(v, SOURCE, 'source')) | ANY
 RESULT = dict(seconds=NUMBER, passes=NUMBER, best=NUMBER, best_step=int,
               nodes=[dict(step=int, drift=NUMBER, gap=NUMBER)])    # if it is there
 METRIC = {'step': int, str: lambda v: isinstance(v, float) or type(v) is int and abs(v) < 2**63}
@@ -82,7 +83,9 @@ class Lock:
     "A lock on a folder, for as long as somebody keeps this object."
     held = WeakValueDictionary()    # of this process, by device and inode
 
-    def __init__(self, fd:int): self.fd = fd    # of the folder, locked
+    def __init__(self,
+                 fd:int): # of the folder, locked
+        self.fd = fd
     def __del__(self, close:Callable=os.close): close(self.fd)    # `os` may be gone at the very end
 
 def lock(folder:Path # that is to be written
@@ -124,7 +127,7 @@ def drop_states(self:RunFolder)->None:
         for file in self.path.glob(pattern): file.unlink()
 
 # %% ../nbs/41_folders.ipynb #cbab3102
-PLACES = 'teacher', 'path', 'run', 'file', 'reference', 'recipe', 'labels', 'data'    # options: where things are
+PLACES = 'teacher', 'path', 'run', 'file', 'reference', 'recipe', 'labels', 'data'    # where things are
 
 @patch
 def begin(self:RunFolder,

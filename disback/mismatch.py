@@ -119,7 +119,7 @@ def row_mean(f:Callable,       # `(x0 / sigma, *answers) -> (B, ...)`: what is a
              denoisers:Sequence[Callable], # those whose answers `f` takes
              x0:torch.Tensor,  # clean samples `(n, *dims)`
              eps:torch.Tensor, # unit noise `(n, *dims)`
-             sigma:float,      # one noise level, data units
+             sigma:float|torch.Tensor, # one noise level, data units
              cond:Any=None,    # what goes with the rows, `(n, ...)`, or None
             )->torch.Tensor:   # double precision, on the CPU
     "Average of something over samples noised to one level."

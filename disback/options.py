@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal
 from tyro.conf import Positional, arg
-from .core import check_calls, DEFAULTS, check_number, patch_property
+from .core import DEFAULTS, check_number, patch_property
 
 # %% ../nbs/40_options.ipynb #79d8d07f
 RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n', 'size', 'channels', 'jobs',
@@ -349,6 +349,3 @@ class Lab(Options):
 
 # %% ../nbs/40_options.ipynb #d0c14e45
 COMMANDS = {cls.__name__.lower(): cls for cls in (Demo, Run, *STAGES.values(), Statistics, Compare, Lab)}
-
-# %% ../nbs/40_options.ipynb #c0ca1140
-check_calls(globals())

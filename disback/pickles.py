@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import torch
-from .core import check_calls, check_that
-from .files import as_path
+from .core import check_calls, printable
+from .files import readable
 
 # %% ../nbs/13_pickles.ipynb #ad6b0453
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Name:
     "A name that a pickle asks for; nothing is imported."
     module:str # where it would be imported from
     name:str   # and its name there
-    def __str__(self): return ascii(f'{self.module[:80]}.{self.name[:80]}')[1:-1][:160]
+    def __str__(self): return printable(f'{self.module[:80]}.{self.name[:80]}')[:160]
 
 @dataclass(slots=True, eq=False, repr=False)
 class Call:
@@ -50,7 +50,7 @@ _STORAGES = dict(FloatStorage=torch.float32, DoubleStorage=torch.float64, HalfSt
                  ComplexDoubleStorage=torch.complex128)
 _PERSISTENT_ID = Name('pickle', 'persistent_load')
 
-def _in_checkpoints(name): return _NAMES.fullmatch(f'{name.module}:{name.name}') is not None
+def _in_checkpoints(name): return _NAMES.fullmatch(f'{name.module}:{name.name}')
 def _in_storages(name): return name == _PERSISTENT_ID or name.module == 'torch' and name.name in _STORAGES
 
 # %% ../nbs/13_pickles.ipynb #317f3b60
@@ -60,7 +60,7 @@ class _Refused(ValueError):
     "What is wrong with a pickle, as the rest of a sentence about it."
 
 def _damaged(why): # -> the error, to be raised
-    return _Refused(f"is no whole pickle of a checkpoint ({ascii(str(why)[:160])[1:-1]}): {_ANEW}")
+    return _Refused(f"is no whole pickle of a checkpoint ({printable(why)[:160]}): {_ANEW}")
 
 def _broken(what): # -> the error about a file of which a part is wrong
     return ValueError(f"{what}: {_ANEW}")
@@ -233,32 +233,24 @@ def _unfolded(node, known, left=_DEEPEST): # `{id: result}` so far; levels allow
 
 # %% ../nbs/13_pickles.ipynb #7468a211
 _OTHERS = {
-    b'PK\x03\x04':
-        "a zip archive as torch.save writes, and no official pickle: give the `.pkl` of the publisher",
-    b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.':
-        "a file as torch.save wrote before 2020, and no official pickle: give the `.pkl` of the publisher",
-    b'\x1f\x8b': "compressed by gzip: unpack it first",
-    b'version https://git-lfs': "a pointer of Git LFS instead of the file: fetch the file itself",
-    b'<': "a web page instead of a pickle: download the file itself"}
+    rb'\x1f\x8b': "compressed by gzip: unpack it first",
+    rb'version https://git-lfs': "a pointer of Git LFS instead of the file: fetch the file itself",
+    rb'<': "a web page instead of a pickle: download the file itself",
+    # of `torch.save`, of the same before 2020, and safetensors
+    rb'PK\x03\x04|\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.|.{6}\0\0\{':
+        "a file of weights alone: say whose they are, by `config=` of `load_edm`, or give the `.pkl` of the "
+        "publisher"}
 
 def _contents(source): # -> its bytes, and how messages call it
-    if isinstance(source, (bytes, bytearray, memoryview)): return bytes(source), 'the data given'
-    path = as_path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"{path.name}: there is no file {path}; "
-                                "give a pickle, as official EDM networks are published")
-    name = path.name or str(source)
-    if not path.is_file():
-        raise ValueError(f"{name} is no file but a folder or a device: give the pickle itself")
-    try: return path.read_bytes(), name
-    except OSError as e: why = e.strerror
-    raise ValueError(f"{name} cannot be read ({why}): look at its permissions and its disk")
+    if isinstance(source, bytes): return source, 'the data given'
+    path = readable(source, 'a pickle, as official EDM networks are published')
+    return path.read_bytes(), printable(path.name)
 
 # %% ../nbs/13_pickles.ipynb #f84aaadc
 def _read(data, name): # bytes, and how messages call them -> plain data
     if not data: raise _broken(f"{name} is empty")
     for start, what in _OTHERS.items():
-        if data.startswith(start): raise ValueError(f"{name} is {what}")
+        if re.match(start, data, re.S): raise ValueError(f"{name} is {what}")
     file = io.BytesIO(data)
     try:
         tree = _tree(file, _in_checkpoints)
@@ -289,7 +281,7 @@ def _storage(raw): # bytes as torch writes them -> one-dimensional tensor
         return torch.empty(0, dtype=dtype).set_(loaded._untyped_storage, 0, (n,), (1,))
     except _Refused as e: raise ValueError(f"a storage {e}") from None
     except Exception as e:    # torch's reader raises errors of many kinds
-        raise _broken(f"a storage is damaged ({ascii(str(e)[:160])[1:-1]})") from None
+        raise _broken(f"a storage is damaged ({printable(e)[:160]})") from None
 
 # %% ../nbs/13_pickles.ipynb #008007de
 def _arguments(node, pattern): # arguments of a call of such a `module:name`, None if it is something else
@@ -444,13 +436,12 @@ def read_checkpoint(source:str|Path|bytes, # path of an official `.pkl`, or its 
                     key:str='ema',         # which of its networks
                    )->PickledModule:
     "Read a network of an official EDM checkpoint; nothing in the file is run."
-    check_that(isinstance(key, str), 'key', key, "a name, such as 'ema'")
     data, name = _contents(source)
     tree = _read(data, name)
     try:
         tree = _mapping(tree, 'what it holds')
         if key not in tree:
-            keys = ', '.join(ascii(k[:40])[1:-1] for k in [*tree][:12])
+            keys = printable(', '.join([*tree][:12]))[:400]
             raise ValueError(f"it holds no {key!r}, only {keys or 'nothing'}: give one of these as key=")
         class_name, state = _network(tree[key], key)
         return PickledModule(class_name, *_init_arguments(state), _tensors(tree[key], key))

@@ -391,8 +391,8 @@ def progress(iterable:Iterable, # what is iterated over
 # %% ../nbs/09_runs.ipynb #1defe003
 def requests_to_end()->list: # signals
     "What asks a process to end: Ctrl-C, `kill`, and a terminal that closes, unless `nohup` is to outlive it."
-    hang_up = [s for s in [getattr(signal, 'SIGHUP', None)] if s and signal.getsignal(s) is not signal.SIG_IGN]
-    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+    asked = [signal.SIGINT, signal.SIGTERM]
+    return asked if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*asked, signal.SIGHUP]
 
 @contextlib.contextmanager
 def interruptible()->Iterator[list]: # the signals that came

@@ -171,7 +171,7 @@ def quality(x:torch.Tensor, # generated samples `(n, *dims)`
 def judge_of(source:dict|None,    # arguments of `load_data`
              reference:Path|None, # statistics file (.npz); None: the data
              weights:Path|None,   # file of the Inception network, for `reference`
-             device:torch.device, # where that computes
+             device:torch.device|str|None, # where that computes
             )->Judge|None:
     "What a student is measured against while it trains: statistics, else its data, if they are known."
     if reference is not None:
@@ -301,7 +301,8 @@ def name_classes(module:nn.Module, # somebody's teacher; its classes are named i
                 )->dict|None:      # arguments of `load_data`
     "Find the data that a teacher was trained on; its classes are theirs, if there are as many."
     if options.data is None: return None
-    fits, given = tuple(module.shape), (options.data, options.size, module.shape[0])
+    fits = tuple(module.shape)
+    given = options.data, options.size, None if bundled(options.data) else fits[0]
     def load(labels): return load_data(given[0], labels, *given[1:])
     data = load(False)
     if tuple(data.shape) != fits:
@@ -314,6 +315,7 @@ def name_classes(module:nn.Module, # somebody's teacher; its classes are named i
         module.config |= {k: data.n_classes for k in ('n_classes', 'label_dim') if k in module.config}
     return source_of(given[0], False, *given[1:], 0, data)
 
+# %% ../nbs/43_stages.ipynb #5c430005
 def import_(options:Import
            )->dict: # what it is: `network`, `family`, `parameters`, `classes`
     "Make a run folder of somebody's checkpoint, as pretrain writes it, and execute nothing in it."
@@ -546,7 +548,10 @@ def evaluate(options:Evaluate
         print(Table.of({drawn_by: row}), statement(result), sep='\n\n')
     return row
 
-def data_to_meet(options:Evaluate, folder:RunFolder)->Data|None: # of the run
+# %% ../nbs/43_stages.ipynb #5c430006
+def data_to_meet(options:Evaluate,
+                 folder:RunFolder, # of the run
+                )->Data|None:
     "The data that samples are measured against; None if statistics alone are."
     known = folder.source and bundled(folder.source['name'])
     if options.reference is not None and not known and options.data is None: return None

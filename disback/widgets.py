@@ -444,7 +444,8 @@ def write(self:Race,
     if not self.racers: raise ValueError('there is nothing to save yet: press ▶ and wait for stage 2')
     if folder.exists(): raise ValueError(f'{folder} exists: choose another folder')
     source = source_of(self.data, loaded=load_data(self.data))
-    def begin(options, **read): return begun(options.filled('points'), engine_of(options.compute), source, **read)
+    def begin(options, **read):
+        return begun(options.filled('points'), engine_of(options.compute), source, **read)
     teacher = begin(Pretrain(out=folder/'teacher', data=self.data, n_steps=self.teacher_steps))
     teacher.save('teacher', self.teachers[self.data])
     teacher.finish({})
@@ -658,8 +659,8 @@ def plot_moment(run:RunFolder, # that kept samples
     "Draw samples of a student in training, beside the metrics."
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.6))
     show_samples(load_state(run.samples[step])['samples'], left, f'student, step {step}')
-    rows = run.metrics
-    name = next((name for name in ('energy', 'frechet', 'fid') if any(name in row for row in rows)), 'mismatch')
+    rows, named = run.metrics, {name for row in run.metrics for name in row}
+    name = next((name for name in ('energy', 'frechet', 'fid') if name in named), 'mismatch')
     curve = {row['step']: row[name] for row in rows if name in row}
     show_curve([*curve], [*curve.values()], right, color=COLORS['student'], xlabel='step', yscale='log',
                title=TITLES[name])

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +27,9 @@ STAGES = ["teacher", "path", "student"]
 SERVER = """
 import json, os, sys
 import matplotlib.figure, numpy, scipy.spatial, sklearn.datasets, torch, tyro
-import torch._dynamo, disback.cli, disback.recipes, disback.stages
+import torch._dynamo, disback.cli, disback.comparisons, disback.recipes, disback.stages
+tiny = dict(looks=3, n=100, teacher_steps=20, width=16, depth=1, pool=64)
+disback.comparisons.PROTOCOLS["points"] = disback.comparisons.Protocol(**tiny)
 matplotlib.figure.Figure.savefig = lambda self, file, **options: open(file, "wb").write(b"figure")
 for line in sys.stdin:
     args, err = json.loads(line)
@@ -84,13 +88,10 @@ def killed(file, *args):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The folder of a run that nothing happens to; `SECONDS` is what it took."""
-    global SECONDS
+    """The folder of a run that nothing happens to."""
     folder = tmp_path_factory.mktemp("whole") / "demo"
-    pid, before = start(*QUICK, "--out", folder), time.monotonic()
-    status, err = finish(pid)
+    status, err = finish(start(*QUICK, "--out", folder))
     assert status == 0, err
-    SECONDS = time.monotonic() - before
     return folder
 
 
@@ -107,7 +108,7 @@ def same_as(folder, whole):
 
 def test_interrupted_politely(uninterrupted, tmp_path):
     folder, resume = tmp_path / "demo", []
-    for stage, number in [("teacher", signal.SIGINT), ("student", signal.SIGTERM)]:
+    for stage, number in [("teacher", signal.SIGINT), ("path", signal.SIGHUP), ("student", signal.SIGTERM)]:
         process = start(*QUICK, "--out", folder, *resume)
         wait_for(folder / stage / "checkpoint.safetensors", process)
         os.kill(process, number)
@@ -145,16 +146,56 @@ def test_no_space_left(uninterrupted, tmp_path):
     finally: subprocess.run(["umount", small], check=True)
 
 
-# Kills that a part of the demo gets before it is left alone. The report has no checkpoints: it begins anew.
-ENOUGH = dict(teacher=15, path=15, student=17, report=3)
+RECIPE = """[pretrain]
+data = "ring"
+n_steps = 20
+batch = 16
+[degrade]
+n_steps = 20
+[backtrack]
+n_steps = 20
+batch = 16
+eval_n = 50
+[evaluate]
+n = 50
+[sample]
+n = 20
+"""
+NETWORK = dict(img_resolution=8, img_channels=1, model_type="SongUNet", model_channels=8, channel_mult=[1],
+               num_blocks=1, attn_resolutions=[])
 
 
-def to_be_killed(folder, kills, pid):
-    """Wait until a run is in a part that has not been killed often enough; whether there is one ahead."""
-    for part in STAGES:
-        if kills[part] >= ENOUGH[part]: wait_for(folder / part / "result.json", pid)
-        elif not (folder / part / "result.json").exists(): return True
-    return kills["report"] < ENOUGH["report"]
+@pytest.fixture(scope="module")
+def commands(uninterrupted, tmp_path_factory):
+    """What each command reads, and its arguments without the folder that it writes: `{name: arguments}`."""
+    from disback.edm import edm_network
+    from disback.files import save_tensors
+    inputs = tmp_path_factory.mktemp("inputs")
+    (inputs / "small.toml").write_text(RECIPE)
+    save_tensors(inputs / "weights.safetensors", edm_network(**NETWORK).state_dict())
+    compare = ["compare", "--tasks", "ring-near", "--arms", "disback:record=5:nodes=2", "diff-instruct"]
+    return {name: [name, *map(str, args)] for name, args in dict(
+        pretrain=["--data", "ring", "--n-steps", 40], degrade=["--teacher", uninterrupted / "teacher"],
+        backtrack=["--path", uninterrupted / "path", "--n-steps", 40, "--eval-every", 8, "--eval-n", 50],
+        sample=["--run", uninterrupted / "student", "--n", 4000],
+        evaluate=["--n", 400], compare=[*compare[1:], "--seeds", 0, 1, "--budget", 100],
+        run=["--recipe", inputs / "small.toml"],
+        **{"import": [inputs / "weights.safetensors", "--network", json.dumps(NETWORK)]}).items()}
+
+
+def line(args, folder, student):
+    """The command line that writes a folder, or goes on with it."""
+    resume = ["--resume"] * (folder / "config.json").exists()
+    if args[0] != "evaluate": return [*args, "--out", folder, *resume]
+    if not folder.exists(): shutil.copytree(student, folder)    # what it measures, and where it writes
+    return [*args, "--run", folder]
+
+
+def contents(folder):
+    """Every file by name, whatever it is called; times of computing are left out."""
+    plain = lambda data: re.sub(rb'"seconds": *[0-9.]+', b"", data)
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    return {str(p.relative_to(folder)): plain(p.read_bytes()) for p in files}
 
 
 def kill(pid, folder, seconds, writing):
@@ -164,30 +205,50 @@ def kill(pid, folder, seconds, writing):
     with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)    # it may have just ended
 
 
-def test_fifty_kills(uninterrupted, tmp_path):
-    """SIGKILL at random moments, every fifth one while a file is being written: each run is resumed until it
-    is killed again, and in the end has the same bits. Moments depend on what a run takes on this machine."""
-    dice, kills, runs, patience = random.Random(0), dict.fromkeys(ENOUGH, 0), 0, 0
-    while sum(kills.values()) < 50:
-        folder, status, before = tmp_path / f"demo-{runs}", None, None
+def check_kills(name, args, student, folder, n):
+    """Kill a command at random moments until it was killed so often; each time it goes on, and in the end its
+    folder holds what it would hold, to the bit, and no file besides."""
+    whole, dice, killed, trial, patience = folder / name / "whole", random.Random(name), 0, 0, .1
+    begun = time.monotonic()
+    status, err = finish(start(*line(args, whole, student)))
+    assert status == 0, err
+    seconds, wanted = time.monotonic() - begun, contents(whole)
+    while killed < n:
+        here, status, trial = folder / name / f"trial-{trial}", None, trial + 1
         while status != 0:
-            resume, n = ["--resume"] * (folder / "config.json").exists(), sum(kills.values())
-            pid = start(*QUICK, "--out", folder, *resume)
-            if to_be_killed(folder, kills, pid):
-                part = next((k for k in STAGES if not (folder / k / "result.json").exists()), "report")
-                # what happens between two checkpoints must fit in
-                patience = SECONDS / 20 if part != before else patience + SECONDS / 40
-                kill(pid, folder, patience * dice.uniform(.1, 1.), writing=n % 5 == 0)
+            pid = start(*line(args, here, student))
+            if killed < n: kill(pid, here, seconds * dice.uniform(0, patience), writing=killed % 5 == 0)
             status, err = finish(pid)
-            assert status in (0, -signal.SIGKILL), err
-            if status:
-                before = next((k for k in STAGES if not (folder / k / "result.json").exists()), "report")
-                kills[before] += 1
-        same_as(folder, uninterrupted)
-        assert not [*folder.rglob("*.part")]
-        runs += 1
-    print(kills, runs)
-    assert min(kills[k] for k in STAGES) >= 3, kills
+            assert status in (0, -signal.SIGKILL), (name, err)
+            if status: killed, patience = killed + 1, min(1., 1.3 * patience)    # to the next checkpoint
+        found = contents(here)
+        assert found.keys() == wanted.keys(), (name, found.keys() ^ wanted.keys())
+        assert not (different := [k for k in wanted if found[k] != wanted[k]]), (name, different)
+        patience = .1
+
+
+@pytest.mark.parametrize("n", [2, pytest.param(13, marks=pytest.mark.slow)])
+def test_kills_of_every_command(n, commands, uninterrupted, tmp_path):
+    for name, args in commands.items(): check_kills(name, args, uninterrupted / "student", tmp_path, n)
+
+
+@pytest.mark.parametrize("n", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_pairs_of_processes_on_one_folder(n, uninterrupted, tmp_path):
+    """The second is refused in one sentence, the first ends as if it had been alone."""
+    args = "degrade", "--teacher", uninterrupted / "teacher", "--n-steps", "100", "--out"
+    for i in range(n):
+        first = start(*args, tmp_path / f"{i}")
+        wait_for(tmp_path / f"{i}" / "config.json", first)
+        call = [sys.executable, "-c", "from disback.cli import main; main()", *args, tmp_path / f"{i}"]
+        os.kill(first, signal.SIGSTOP)    # as slow as the second one needs
+        second = subprocess.run([*call, "--resume"], env=ENV, capture_output=True, text=True)
+        os.kill(first, signal.SIGCONT)
+        status, err = finish(first)
+        assert status == 0, err
+        assert second.returncode == 1 and "by another process" in second.stderr, second.stderr
+        assert second.stderr.count("\n") == 1
+        weights = [(tmp_path / k / "path.json").read_bytes() for k in ("0", f"{i}")]
+        assert weights[0] == weights[1]
 
 
 def digest(value):

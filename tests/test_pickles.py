@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from official_pickle import Persistent, canary, official, official_modules, write_official
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from disback.edm import EDMNetwork
@@ -408,12 +408,13 @@ class Loaded(Tiny): pass
 def test_files_that_are_something_else(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "zip.pt")
     torch.save({"a": torch.ones(1)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file({"a": torch.ones(1)}, tmp_path / "new.safetensors")
     (tmp_path / "folder").mkdir()
-    for name, what in [("zip.pt", "a zip archive as torch.save writes"), ("folder", "is no file"),
-                       ("old.pt", "as torch.save wrote before 2020")]:
-        assert what in refusal(tmp_path / name)
+    for name in "zip.pt", "old.pt", "new.safetensors":
+        assert "is a file of weights alone: say whose" in refusal(tmp_path / name)
+    with pytest.raises(ValueError, match="folder is a folder, a pipe"): read_pickle(tmp_path / "folder")
     for missing in tmp_path / "none.pkl", str(tmp_path / "none.pkl"):
-        with pytest.raises(FileNotFoundError, match=r"^none\.pkl: "): read_checkpoint(missing)
+        with pytest.raises(FileNotFoundError, match=r"no file .*none\.pkl: "): read_checkpoint(missing)
 
 
 def test_checkpoints_of_another_make(tiny, tmp_path):
