@@ -212,4 +212,61 @@ def test_a_recipe_runs_on_two_processes(tmp_path):
     assert one.keys() == two.keys() and abs(one["frechet"] / two["frechet"] - 1) < 1e-2
 
 
+@pytest.fixture
+def machines():
+    """Two network namespaces with a cable between them: what two machines see of one another."""
+    names = [f"disback-{os.getpid()}-{i}" for i in range(2)]
+    def ip(*args): subprocess.run(["ip", *args], check=True, capture_output=True)
+    try:
+        for name in names: ip("netns", "add", name)
+        ends = [["cable", "netns", name] for name in names]
+        ip("link", "add", *ends[0], "type", "veth", "peer", "name", *ends[1])
+        for i, name in enumerate(names):
+            ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "cable")
+            for device in ("cable", "lo"): ip("-n", name, "link", "set", device, "up")
+        yield names
+    except (OSError, subprocess.CalledProcessError): pytest.skip("network namespaces cannot be made here")
+    finally:
+        for name in names: subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def on_both(machines, *args):
+    """Start the command line on two machines, as the README says; two processes in all."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
+           "--rdzv_backend", "c10d", "--rdzv_endpoint", "10.77.0.1:29500", "--no-python"]
+    program = [sys.executable, "-c", "from disback.cli import main; main()", *map(str, args)]
+    def on(i, name):    # both have this machine's name, by which torchrun would know who leads, and where
+        who = ["--local_addr", f"10.77.0.{i + 1}", "--rdzv_conf", f"is_host={1 - i}"]
+        call = ["ip", "netns", "exec", name, *run[:-1], *who, run[-1], *program]
+        return subprocess.Popen(call, env=ENV | {"GLOO_SOCKET_IFNAME": "cable"}, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)
+    return [on(i, name) for i, name in enumerate(machines)]
+
+
+def kill_all(machine):
+    """End every process of a machine at once."""
+    found = subprocess.run(["ip", "netns", "pids", machine], capture_output=True, text=True, check=True)
+    for pid in map(int, found.stdout.split()): os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_two_machines_one_of_which_dies(machines, tmp_path):
+    """What is left stops, and both go on from the checkpoint, to what one machine comes to."""
+    alone("pretrain", "--data", "ring", "--out", tmp_path / "teacher", *QUICK)
+    alone("degrade", "--teacher", tmp_path / "teacher", "--out", tmp_path / "path", *QUICK)
+    command = ["backtrack", "--path", tmp_path / "path", "--out"]
+    alone(*command, tmp_path / "alone", *QUICK)
+    first, second = on_both(machines, *command, tmp_path / "two", *QUICK)
+    checkpoint = tmp_path / "two" / "checkpoint.safetensors"
+    while not checkpoint.exists() and first.poll() is None: time.sleep(.002)
+    kill_all(machines[1])
+    assert finish(second)[0] == -signal.SIGKILL
+    first.terminate()    # as its user would, who sees the other one gone
+    assert finish(first)[0] != 0 and not (tmp_path / "two" / "result.json").exists()
+    kill_all(machines[0])
+    for status, err in map(finish, on_both(machines, *command, tmp_path / "two", *QUICK, "--resume")):
+        assert status == 0, err[-3000:]
+    assert apart(*[student(tmp_path / k) for k in ("alone", "two", "path")]) < ORDER
+
+
 if __name__ == "__main__": work(Path(sys.argv[1]))
