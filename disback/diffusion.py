@@ -37,8 +37,8 @@ def check_samples(x:Any, # to be `(B, *dims)`
 
 def check_alike(**tensors:torch.Tensor): # by name; they belong together
     "Raise unless tensors have one shape."
-    first, *others = [getattr(v, 'shape', None) for v in tensors.values()]
-    if first is not None and all(shape == first for shape in others): return
+    shapes = [getattr(v, 'shape', None) for v in tensors.values()]
+    if all(shape == shapes[0] is not None for shape in shapes): return
     given = ', '.join(f'{name}: {in_short(v)}' for name, v in tensors.items())
     raise ValueError(f"{' and '.join(tensors)} must be tensors of one shape, got {given}")
 
@@ -72,7 +72,8 @@ def score_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
                         denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
                        )->torch.Tensor:        # `(B, *dims)`
     "Score of the noised density from the denoiser (Tweedie; EDM eq. 3)."
-    return (denoised - x) / _level(x, sigma, denoised=denoised)**2
+    s = _level(x, sigma, denoised=denoised)
+    return (denoised - x) / s**2
 
 def denoised_from_score(x:torch.Tensor,     # noised samples `(B, *dims)`
                         sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
@@ -87,7 +88,8 @@ def eps_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
                       denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
                      )->torch.Tensor:        # `(B, *dims)`
     "The unit noise that a denoiser believes was added."
-    return (x - denoised) / _level(x, sigma, denoised=denoised)
+    s = _level(x, sigma, denoised=denoised)
+    return (x - denoised) / s
 
 def denoised_from_eps(x:torch.Tensor,     # noised samples `(B, *dims)`
                       sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
