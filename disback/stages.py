@@ -515,12 +515,11 @@ def more_of(draw:Draw, # samples by number
             n:int,     # samples
             seed:int,  # of theirs
            )->dict:    # `{measure: number}`
-    "What only some data allow to measure: energy distance and modes of points, the classes of digits."
-    batches = lambda: torch.cat([draw(min(500, n - i), seed, i).cpu() for i in range(0, n, 500)])
-    if len(data.shape) == 1: return {k: round(v, 4) for k, v in judge_for(data)(batches()).items()}
+    "What only some data allow to measure: the classes of digits."
     if data.name != 'digits' or draw.n_classes != 10: return {}
     classify = digit_classifier()
-    return dict(class_accuracy=round(class_accuracy(batches(), draw.labels(n), classify), 4),
+    drawn = torch.cat([draw(min(500, n - i), seed, i).cpu() for i in range(0, n, 500)])
+    return dict(class_accuracy=round(class_accuracy(drawn, draw.labels(n), classify), 4),
                 class_accuracy_real=round(class_accuracy(*digits('test'), classify), 4))
 
 # %% ../nbs/43_stages.ipynb #de702824
@@ -537,10 +536,9 @@ def evaluate(options:Evaluate
     result = measure_samples(draw, options.reference or data, options.n, options.seeds, features=features,
                              processes=engine.processes)
     found = {k: v for k, v in result.items() if k != 'protocol'}
-    row = {k: round(v['mean'], 4) for k, v in found.items()}
+    row = dict(nfe=draw.nfe) | {k: round(v['mean'], 4) for k, v in found.items()}
     if len(options.seeds) > 1: row |= {f'{k} (deviation)': round(v['std'], 4) for k, v in found.items()}
-    more = {} if data is None else more_of(draw, data, options.n, options.seeds[0])
-    row = dict(nfe=draw.nfe) | (more | row if 'energy' in more else row | more)    # what decides stands first
+    if data is not None: row |= more_of(draw, data, options.n, options.seeds[0])
     if folder.writes:
         name = f"evaluation{'-fid' * fid}{'-best' * (options.which == 'best')}.json"
         write_json(folder/name, row | dict(result=result))
