@@ -157,6 +157,7 @@ POINTS = Protocol()
 IMAGES = Protocol(**vars(defaults('compare', 'images')), looks=20, teacher_steps=1500)
 PROTOCOLS = dict(points=POINTS, images=IMAGES)
 
+# %% ../nbs/31_comparisons.ipynb #0cd45f90
 def parse_task(text:str # such as 'ring-far'
               )->tuple[str, str, str]: # data, start, and what it is about, 'points' or 'images'
     "Read a task."
@@ -164,6 +165,7 @@ def parse_task(text:str # such as 'ring-far'
     check_choice('start in a task (data-start):', kind, STARTS)
     return data, kind, 'points' if len(data_of(data)[0]) == 1 else 'images'
 
+# %% ../nbs/31_comparisons.ipynb #a3e5d5e0
 def kind_of(tasks:tuple[str, ...] # such as 'ring-far', at least one
            )->str:                # 'points' or 'images'
     "What the tasks of a comparison are about; of one kind, for they are judged by one measure."
@@ -183,6 +185,7 @@ def modules_of(name:str='comparisons' # of a module of this library
         new = {*re.findall(r'(?:from |disback)\.(\w+)', code)} & files.keys() - found
     return [files[module] for module in sorted(found)]
 
+# %% ../nbs/31_comparisons.ipynb #88960241
 def file_for(folder:str|Path|None, # where it is kept; None: nowhere
              name:str,             # what it is, in short
              about:Any,            # all that decides what it holds, plain data
@@ -193,6 +196,7 @@ def file_for(folder:str|Path|None, # where it is kept; None: nowhere
     code = [str(torch.__version__), *map(file_digest, modules_of())]
     return Path(folder)/f'{name}-{fingerprint([about, code], {})[:12]}{ending}'
 
+# %% ../nbs/31_comparisons.ipynb #af224aec
 def teacher_of(data:str,          # its name
                protocol:Protocol, # how it is trained
                cache:str|Path|None=None, # folder in which teachers are kept; None: train anew
@@ -322,6 +326,7 @@ def follow(run:Backtracking,  # at its start
     except NonFinite: pass
     return seen + [(step, math.inf) for step in steps if step > seen[-1][0]]
 
+# %% ../nbs/31_comparisons.ipynb #0f019bbd
 def run_arm(task:str,           # such as 'ring-far'
             arm:str,            # such as 'disback:nodes=3'
             seeds:Iterable[int],# of student, stage 1 and stage 2
@@ -340,6 +345,7 @@ def run_arm(task:str,           # such as 'ring-far'
             rows.append(dict(task=task, arm=arm, seed=seed, step=step, passes=passes, value=value))
     return rows
 
+# %% ../nbs/31_comparisons.ipynb #af182acc
 def check_seeds(seeds:Iterable[int] # of runs
                )->list[int]:
     "Seeds as a list, at least one, each only once."
@@ -351,6 +357,7 @@ def check_seeds(seeds:Iterable[int] # of runs
 # %% ../nbs/31_comparisons.ipynb #4f8e8b81
 ROWS = [dict(task=str, arm=str, seed=int, step=int, passes=(int, float), value=(int, float))]
 
+# %% ../nbs/31_comparisons.ipynb #23d53236
 def run_pair(job:tuple    # arguments of `run_arm`
             )->list[dict]: # its rows
     "Run an arm on a task in a process of its own, or read what was kept of it."
@@ -364,6 +371,7 @@ def run_pair(job:tuple    # arguments of `run_arm`
     if file: write_json(file, rows)
     return rows
 
+# %% ../nbs/31_comparisons.ipynb #34d1d91f
 def compare(tasks:list[str], # such as 'ring-far'
             arms:list[str],  # such as 'disback:nodes=3'
             seeds:Iterable[int], # of student, stage 1 and stage 2
@@ -427,6 +435,7 @@ def ratio(a:float, # passes
     if not b: return math.inf if a else 1.
     return a / b
 
+# %% ../nbs/31_comparisons.ipynb #fd8e3243
 def spread(name:str,          # of the number
            values:list[float], # one a seed
            low:list[float]|None=None,  # the least that each can be; None: they are known
@@ -439,6 +448,7 @@ def spread(name:str,          # of the number
     if low is None: return row
     return row | {f'{name}_bound': median(low) < row[name] < math.inf}
 
+# %% ../nbs/31_comparisons.ipynb #4f783a03
 def compared(ours:dict,       # `{seed: its rows in order}` of an arm
              theirs:dict,     # of the baseline
              threshold:float, # value to be reached
@@ -503,6 +513,7 @@ def in_brackets(row:dict, # of a summary
     level = math.floor(1000 * row[f'{name}_level']) / 10    # never more than it is
     return f"{number} [{said(row[f'{name}_low'])}, {said(row[f'{name}_high'])}; {level} %]"
 
+# %% ../nbs/31_comparisons.ipynb #374ca929
 def text(table:list[dict] # what `summary` returned
         )->str:           # to print
     "A summary as text: medians over seeds; in brackets intervals with their level; `<`: at most so much."
@@ -514,6 +525,7 @@ def text(table:list[dict] # what `summary` returned
                        'of baseline': ratio_of(row),
                        'at the end': in_brackets(row, 'end', '.3f')} for row in table), left=2))
 
+# %% ../nbs/31_comparisons.ipynb #a0a100fd
 def write_csv(file:str|Path,   # to be written
               rows:list[dict], # one a line
              )->None:
@@ -549,6 +561,7 @@ def show_task(runs:list,    # rows of each seed, in order
     ax.plot(passes, middle, lw=1.4, label=label, **style)
     ax.fill_between(passes, low, high, color=style['color'], alpha=.15, lw=0)
 
+# %% ../nbs/31_comparisons.ipynb #26a1f0ac
 def show_comparison(rows:list[dict],           # what `compare` returned
                     threshold:float|None=None, # drawn as a dotted line
                     columns:int=4,             # panels a row

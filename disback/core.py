@@ -261,5 +261,5 @@ def defaults(stage:str,        # 'pretrain', 'degrade', 'backtrack' or 'compare'
     return SimpleNamespace(**{k: v[kind] if isinstance(v, dict) else v for k, v in table.items()})
 
 # %% ../nbs/00_core.ipynb #c0ca1100
-for f in (printable, in_short, check_that, kinds_of, is_a, typed, check_calls): f.rules = None    # what it asks
+for f in (printable, in_short, check_that, kinds_of, is_a, typed, check_calls): f.rules = None
 check_calls(globals())

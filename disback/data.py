@@ -15,31 +15,23 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 import numpy as np
 import torch
-from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that, in_short,
-                          printable)
-from .diffusion import as_labels
+from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that,
+                          in_short, printable, typed)
+from .diffusion import as_labels, drawn_by
 from .images import (LABEL_FILE, TORCHVISION, Files, Images, check_fit, collection, label_table,
                             official_splits)
 
 # %% ../nbs/03_data.ipynb #5aa50001
-def _on(generator): # arguments of `torch.rand` and its like
-    good = generator is None or isinstance(generator, torch.Generator)
-    check_that(good, 'generator', generator, "a torch.Generator, or None for torch's own")
-    return dict(generator=generator, device=getattr(generator, 'device', 'cpu'))
-
-# %% ../nbs/03_data.ipynb #5aa50010
-def _check_n(n): check_number('n', n, whole=True, least=0, most=10**9)
-
 def _checked(f):
-    "Check the numbers that a function is called with, by its annotations."
-    signature = inspect.signature(f)
+    "Check what a sampler is called with, by its annotations."
+    given, f = inspect.signature(f), typed(f)
     @wraps(f)
     def checked(*args, **kwargs):
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            count = signature.parameters[name].annotation is int
-            if name == 'n': _check_n(value)
-            elif count: check_number(name, value, whole=True, least=1, most=1000)
-            elif name != 'generator': check_number(name, value, least=0 if name == 'std' else -math.inf)
+        for name, value in given.bind(*args, **kwargs).arguments.items():
+            kind = given.parameters[name].annotation
+            if name == 'n': check_number(name, value, whole=True, least=0, most=10**9)
+            elif kind is int: check_number(name, value, whole=True, least=1, most=1000)
+            elif kind is float: check_number(name, value, least=0 if name == 'std' else -math.inf)
         return f(*args, **kwargs)
     return checked
 
@@ -62,11 +54,10 @@ def grid_means(side:int=5,       # modes along one side
     return torch.cartesian_prod(axis, axis)
 
 # %% ../nbs/03_data.ipynb #acae0e3a
-def _rand(generator, *shape): return torch.rand(shape, **_on(generator))
+def _rand(generator, *shape): return torch.rand(shape, **drawn_by(generator))
 
-def _randn(generator, *shape): return torch.randn(shape, **_on(generator))
+def _randn(generator, *shape): return torch.randn(shape, **drawn_by(generator))
 
-# %% ../nbs/03_data.ipynb #a6cdfa71
 def _around(means, std, n, generator):
     "Draw `n` points around centres that are picked evenly."
     noise = _randn(generator, n, 2)
@@ -184,61 +175,50 @@ def digits(split:str='train', # 'train' (1,197 images), 'test' (600) or 'all' (1
 # %% ../nbs/03_data.ipynb #f796cdd5
 def _draws(x, cond=None):
     "Draw with replacement from samples that can be indexed by a tensor."
-    def sample(n, generator=None):
-        _check_n(n)
-        i = torch.randint(len(x), (n,), **_on(generator)).to(x.device)
+    @_checked
+    def sample(n:int, generator:torch.Generator|None=None):
+        i = torch.randint(len(x), (n,), **drawn_by(generator)).to(x.device)
         return x[i] if cond is None else (x[i], cond[i])
     return sample
 
 # %% ../nbs/03_data.ipynb #5aa50012
-def _samples(x, cond):
+def _samples(x, cond=None):
     "Samples and their labels, once they are found to be such; of torch's default type."
     x = torch.as_tensor(x)
     good = x.ndim > 1 and x.is_floating_point()
     check_that(good, 'samples', x, 'floating point, of shape (n, *dims); convert images to [-1, 1]')
-    x = x.to(torch.get_default_dtype())
-    return x, None if cond is None else as_labels(cond, len(x)).to(x.device)
-
-# %% ../nbs/03_data.ipynb #485938b5
-def _stored(x, cond=None):
-    "Draw with replacement from arrays, once they are found to be samples."
-    x, cond = _samples(x, cond)
-    check_that(len(x) > 0, 'samples', x, 'at least one')
-    if not x.isfinite().all():
-        raise ValueError("stored samples hold values that are not finite: remove those samples")
-    return _draws(x, cond)
+    return x.to(torch.get_default_dtype()), None if cond is None else as_labels(cond, len(x)).to(x.device)
 
 # %% ../nbs/03_data.ipynb #684f91d4
 def _called(f):
     "Make a function of `(n, generator)` or of `n` alone answer to `(n, generator)`."
     try: params = inspect.signature(f).parameters
     except (TypeError, ValueError): params = {}
-    at = [p for p in params.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    at = [p for p in params.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
     needed = sum(p.default is p.empty for p in at)
     if not at or at[0].name == 'generator' or needed > 2:
-        raise ValueError(f"cannot tell how to draw from {f!r}: a sampler is called as `sample(n, generator)`"
-                         ", or wrap it: `lambda n: ...`")
-    if len(at) > 1 and at[1].name == 'generator': return f
-    if 'generator' in params: return lambda n, generator=None: f(n, generator=generator)
-    if needed == 2: return lambda n, generator=None: f(n, generator)
-    return lambda n, generator=None: f(n)
+        raise ValueError(f"cannot tell how to draw from {in_short(f)}: a sampler is called as "
+                         "`sample(n, generator)`, or wrap it: `lambda n: ...`")
+    if 'generator' in params: return lambda n, generator: f(n, generator=generator)
+    return f if needed == 2 else lambda n, generator: f(n)
 
 # %% ../nbs/03_data.ipynb #5aded2b0
 def as_sampler(data:Any,   # sampler, function of n, samples `(n, *dims)`, (samples, labels), or `Images`
               )->Callable: # `sample(n, generator=None) -> x`, or `-> (x, labels)`, labels `(n,)`, long
     "Make a sampler of whatever holds the data."
-    if isinstance(data, (torch.Tensor, np.ndarray)): return _stored(data)
     if isinstance(data, Images): return _draws(data)
-    if isinstance(data, (tuple, list)) and len(data) == 2: return _stored(*data)
-    if not callable(data):
-        raise ValueError(f"cannot draw samples from a {type(data).__name__}: give `sample(n, generator)`, a "
-                         "tensor (n, *dims), or a pair (x, labels); `from_dataset` reads a torchvision data "
-                         "set")
+    if isinstance(data, (torch.Tensor, np.ndarray)): data = data, None
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        x, cond = _samples(*data)
+        check_that(len(x) > 0 and x.isfinite().all(), 'samples', x, 'at least one, and all of them finite')
+        return _draws(x, cond)
+    check_that(callable(data), 'data', data, 'a function `sample(n, generator)`, a tensor (n, *dims) or a '
+               'pair (x, labels); `from_dataset` reads a torchvision data set')
     draw = _called(data)
-    def sample(n, generator=None):
-        _check_n(n)
+    @_checked
+    def sample(n:int, generator:torch.Generator|None=None):
         drawn = draw(n, generator)
-        x, cond = _samples(*drawn) if isinstance(drawn, (tuple, list)) else _samples(drawn, None)
+        x, cond = _samples(*drawn) if isinstance(drawn, (tuple, list)) else _samples(drawn)
         return x if cond is None else (x, cond)
     return sample
 
@@ -249,10 +229,8 @@ class Classes(int):
                 counts:Sequence[int], # samples of each class
                 names:Sequence[str]|None=None, # of the classes; None: their numbers
                ):
-        counts = torch.as_tensor(counts, device='cpu').tolist()
-        good = isinstance(counts, list) and any(counts)
-        check_that(good, 'counts', counts, 'one number a class, not all zero')
-        for i, count in enumerate(counts): check_number(f'the count of class {i}', count, whole=True, least=0)
+        for i, n in enumerate(counts): check_number(f'the count of class {i}', n, whole=True, least=0)
+        check_that(any(counts), 'counts', counts, 'one number a class, not all zero')
         names = [*map(printable, range(len(counts)) if names is None else names)]
         check_that(len(names) == len(counts), 'names', names, f'one a class, {len(counts)}')
         self = super().__new__(cls, len(counts))
@@ -274,20 +252,15 @@ class Labels:
 
     def __post_init__(self):
         check_counts(n_classes=self.n_classes)
-        weights, counts = self.weights, getattr(self.n_classes, 'counts', (1,))
-        if weights is None and not all(counts): weights = [count > 0 for count in counts]
-        object.__setattr__(self, 'n_classes', int(self.n_classes))
-        if weights is None: return
-        w = tuple(map(float, weights))
-        object.__setattr__(self, 'weights', w)
-        if len(w) != self.n_classes:
-            raise ValueError(f"weights needs one number a class, got {len(w)} for {self.n_classes} classes")
-        if not all(0 <= v < math.inf for v in w) or not 0 < sum(w) < math.inf:
-            raise ValueError("weights must be finite, none negative and not all zero: give how often each "
-                             "class comes, such as counts")
+        n, w, counts = int(self.n_classes), self.weights, getattr(self.n_classes, 'counts', ())
+        if w is None and not all(counts): w = [count > 0 for count in counts]
+        if w is not None: w = tuple(map(float, w))
+        good = w is None or len(w) == n and min(w) >= 0 and 0 < sum(w) < math.inf
+        check_that(good, 'weights', w, f'{n} finite numbers, one a class, none negative and not all zero')
+        self.__dict__.update(n_classes=n, weights=w) # the class is frozen
 
     def __call__(self, n, generator=None):
-        if self.weights is None: return torch.randint(self.n_classes, (n,), **_on(generator))
+        if self.weights is None: return torch.randint(self.n_classes, (n,), **drawn_by(generator))
         up_to = torch.tensor(self.weights, dtype=torch.double).cumsum(0)
         u = _rand(generator, n) # below 1, which is where the last class of any weight ends
         return torch.searchsorted((up_to / up_to[-1]).float().to(u.device), u, right=True)
@@ -296,7 +269,6 @@ class Labels:
 def classes_of(source:str|Path, # folder or zip archive of images, `dataset.json`, or one of `TORCHVISION`
               )->Classes:       # of the official training split if there is one
     "Name and count the classes of a data set; no image is decoded."
-    check_that(isinstance(source, (str, Path)), 'source', source, 'the path or the name of a data set')
     path, names = Path(source).expanduser(), None
     if str(source).partition(':')[0] in TORCHVISION: _, y, names = collection(str(source))[0].labelled()
     elif path.suffix == '.json' and path.is_file():
@@ -305,12 +277,16 @@ def classes_of(source:str|Path, # folder or zip archive of images, `dataset.json
     else:
         files = Files(path)
         _, y, names = files.labelled((official_splits(files) or [''])[0])
+    return _classes(source, y, names)
+
+# %% ../nbs/03_data.ipynb #5aa50013
+def _classes(source, y, names=None, n=0):
+    "Count labels."
     if y is None:
         raise ValueError(f"{printable(source)} has no labels: sort its images into one sub-folder a class, "
                          f"or give it a {LABEL_FILE}")
-    return Classes(y.bincount(minlength=len(names or ())), names)
+    return Classes(y.bincount(minlength=len(names or range(n))).tolist(), names)
 
-# %% ../nbs/03_data.ipynb #5aa50013
 def labels_of(source:str|Path, # as for `classes_of`
              )->Labels:        # which come as often as there
     "Draw the labels of a data set; no image is decoded."
@@ -330,20 +306,15 @@ class Data:
     fingerprint:str=''       # SHA-256 of what there is and how it is split; nothing: not known
 
     def __post_init__(self):
-        good = isinstance(self.shape, (tuple, list)) and len(self.shape) > 0
-        check_that(good, 'shape', self.shape, 'the lengths of one sample, such as (2,)')
+        check_that(len(self.shape) > 0, 'shape', self.shape, 'the lengths of one sample, such as (2,)')
         check_counts(**{f'shape[{i}]': n for i, n in enumerate(self.shape)})
-        for name in ('sample', 'held_out'):
-            f = getattr(self, name)
-            check_that(callable(f), name, f, 'a function `(n, generator=None) -> x`')
 
 # %% ../nbs/03_data.ipynb #8643867c
 def _without_replacement(x):
     "Draw distinct stored samples; asked for more than there are, give all."
-    def held_out(n, generator=None):
-        _check_n(n)
-        among = _on(generator)
-        i = torch.arange(len(x)) if n >= len(x) else torch.randperm(len(x), **among)[:n]
+    @_checked
+    def held_out(n:int, generator:torch.Generator|None=None):
+        i = torch.arange(len(x)) if n >= len(x) else torch.randperm(len(x), **drawn_by(generator))[:n]
         drawn = x[i.to(x.device)]
         return drawn[x.sound(i)] if isinstance(x, Images) else drawn
     return held_out
@@ -353,7 +324,6 @@ def _digest(*lines): # -> SHA-256 of texts
     whole = '\0'.join(unicodedata.normalize('NFC', str(line)) + '\n' for line in lines)
     return hashlib.sha256(whole.encode('utf8', 'surrogateescape')).hexdigest()
 
-# %% ../nbs/03_data.ipynb #5aa50014
 def _lines(title, x, y):
     "What tells whether samples and their labels are still the same, a line each."
     marks = x.marks() if isinstance(x, Images) else [zlib.crc32(row.contiguous().numpy()) for row in x]
@@ -361,37 +331,31 @@ def _lines(title, x, y):
     return [title, *(f'{mark}\0{label}' for mark, label in zip(marks, labels))]
 
 # %% ../nbs/03_data.ipynb #3f8d21d9
-def _from_splits(name, train, test, labels, n_classes=None, names=None):
+def _from_splits(name, train, test, labels, names=None, n_classes=0):
     "Make `Data` of two sets of images, tensors or `Images`, with or without labels."
     (x, y), (x_test, y_test) = train, test
     fingerprint = _digest(*_lines('train', x, y), *_lines('held out', x_test, y_test))
     data = Data(name, tuple(x.shape)[-3:], _draws(x), _without_replacement(x_test), fingerprint=fingerprint)
     if not labels: return data
-    if y is None:
-        raise ValueError(f"{printable(name)} has no labels, because its images are not in sub-folders: sort "
-                         "them into one sub-folder a class, or ask for none")
-    classes = Classes(y.bincount(minlength=n_classes or 0), names)
+    classes = _classes(name, y, names, n_classes)
     return replace(data, sample=_draws(x, y), n_classes=classes, labels=Labels(classes, classes.counts))
 
 # %% ../nbs/03_data.ipynb #5501931c
 def placed_modes(name:str, # such as 'modes:-2,0/2,0'
                 )->Callable: # `sample(n, generator=None) -> (n, 2)`
     "Sample Gaussians of standard deviation 0.3 at given points of the plane."
-    points = str(name).removeprefix('modes:').split('/')
+    points = name.removeprefix('modes:').split('/')
     try: means = torch.tensor([[float(v) for v in p.split(',')] for p in points])
     except ValueError: means = torch.empty(0)
-    if means.shape[1:] != (2,) or not means.isfinite().all():
-        raise ValueError(f"{in_short(name)} places no modes: expected points of the plane, two finite "
-                         "numbers each, such as modes:-2,0/2,0/0,3")
+    good = means.shape[1:] == (2,) and means.isfinite().all()
+    check_that(good, 'modes', name, 'points of the plane, two finite numbers each: modes:-2,0/2,0')
     modes = _draws(means)
     return lambda n, generator=None: modes(n, generator) + .3 * _randn(generator, n, 2)
 
 # %% ../nbs/03_data.ipynb #5aa50005
 def _is_held_out(names):
     "Whether images are held out, `(n,)` bool: a fifth, chosen by their names, at least one and never all."
-    if len(names) < 2:
-        raise ValueError(f"{printable(names[0])} is the only image: at least two are needed, one to train on "
-                         "and one to hold out")
+    check_that(len(names) > 1, 'images', names, 'at least two, one to train on and one to hold out')
     at = torch.tensor([int(_digest(name)[:13], 16) / 16**13 for name in names], dtype=torch.float64)
     return (at < .2) & (at < at.max()) | (at == at.min())
 
@@ -416,15 +380,15 @@ def _exists(name): # whether there is such a file; no name is too odd to ask
     try: return Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError): return False
 
-# %% ../nbs/03_data.ipynb #5aa50015
-def _formula(name): # of generated points
-    if name not in POINT_SETS: return placed_modes(name), name
-    defaults = inspect.signature(POINT_SETS[name]).parameters.values()
-    numbers = [f'{p.name}={p.default}' for p in defaults if p.name not in ('n', 'generator')]
-    return POINT_SETS[name], ' '.join([name, *numbers])
+def _points(name):
+    "Make `Data` of generated points; their fingerprint is the formula with its numbers."
+    sample = POINT_SETS[name] if name in POINT_SETS else placed_modes(name)
+    formula = name, inspect.unwrap(sample).__defaults__
+    return Data(name, (2,), sample, sample, fingerprint=_digest(formula))
 
 # %% ../nbs/03_data.ipynb #5aa50016
 def _load_images(name, labels, load):
+    "Make `Data` of images by the name of their collection, folder or archive."
     if name.partition(':')[0] in TORCHVISION: train, test = map(load, collection(name))
     elif _exists(name): train, test = _split(name, load)
     else:
@@ -434,8 +398,7 @@ def _load_images(name, labels, load):
         n = min(len(part), 50)
         part[torch.arange(n) * len(part) // n] # decoded now
     check_fit(test.shape, test.names[0], train.shape, train.names[0])
-    parts = (train, train.labels), (test, test.labels)
-    return _from_splits(name, *parts, labels, train.n_classes, train.classes)
+    return _from_splits(name, (train, train.labels), (test, test.labels), labels, train.classes)
 
 # %% ../nbs/03_data.ipynb #6d91f38c
 def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/x,y/..., or a folder or zip archive
@@ -448,14 +411,11 @@ def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/x,y/...
               fingerprint:str|None=None, # raise unless the data are those that had it
              )->Data:
     "Load data by its name; of images without official splits, a fixed fifth is held out."
-    check_that(isinstance(name, (str, Path)), 'data', name, 'the name or the path of data')
-    check_that(isinstance(labels, bool), 'labels', labels, 'True or False')
     name = str(name)
     if name in POINT_SETS or name.startswith('modes:'):
         check_that(not labels, 'labels', labels, f'False: {in_short(name)} has none')
-        sample, formula = _formula(name)
-        data = Data(name, (2,), sample, sample, fingerprint=_digest(formula))
-    elif name == 'digits': data = _from_splits(name, digits('train'), digits('test'), labels, 10)
+        data = _points(name)
+    elif name == 'digits': data = _from_splits(name, digits('train'), digits('test'), labels, None, 10)
     else: data = _load_images(name, labels, lambda source, within='': Images(
         source, size, channels, resample, within, memory, skip_broken=skip_broken))
     for what, value, has in zip(('channels', 'size'), (channels, size), (data.shape[0], data.shape[-1])):
@@ -468,7 +428,6 @@ def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/x,y/...
 def full_name(name:str|Path, # a name as `load_data` takes it
              )->str:    # one by which it finds the same data from any working folder
     "Make the paths in a name of data absolute."
-    check_that(isinstance(name, (str, Path)), 'data', name, 'the name or the path of data')
     name = str(name)
     if name in DATA_NAMES or name.startswith('modes:'): return name
     kind, _, folder = name.partition(':')

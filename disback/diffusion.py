@@ -4,26 +4,25 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'expand', 'check_samples', 'check_alike', 'as_labels', 'score_from_denoised', 'denoised_from_score',
-           'eps_from_denoised', 'denoised_from_eps', 'v_from_denoised', 'denoised_from_v', 'device_for', 'LogNormal',
-           'edm_noise', 'check_range', 'karras_sigmas', 'KarrasNoise', 'precondition', 'edm_weight', 'denoising_loss']
+           'eps_from_denoised', 'denoised_from_eps', 'v_from_denoised', 'denoised_from_v', 'drawn_by', 'LogNormal',
+           'edm_noise', 'karras_sigmas', 'KarrasNoise', 'precondition', 'edm_weight', 'denoising_loss']
 
 # %% ../nbs/01_diffusion.ipynb #7f5277ba
 import math
 from dataclasses import dataclass
 from typing import Any, Sequence
 import torch
-from .core import check_calls, check_counts, check_memory, check_number, check_that, in_short
+from .core import check_calls, check_number, check_that, in_short
 
 # %% ../nbs/01_diffusion.ipynb #4b609d17
 def expand(sigma:torch.Tensor|float, # noise level, `()` or `(B,)`
            x:torch.Tensor,           # `(B, *dims)`, what it is to be multiplied with
           )->torch.Tensor:           # `sigma` as `(B, 1, ...)`, or unchanged if it has no dimensions
     "Give `sigma` the trailing dimensions of `x`."
-    try: level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-    except (TypeError, ValueError, RuntimeError): level = None
-    good = level is not None and level.shape in ((), (len(x),))
+    level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    good = level.shape in ((), (len(x),))
     check_that(good, 'sigma', sigma, f'a number or a tensor ({len(x)},), one level a sample')
-    return level if level.ndim == 0 else level.reshape(-1, *[1] * (x.ndim - 1))
+    return level.reshape(-1, *[1] * (x.ndim - 1)) if level.ndim else level
 
 # %% ../nbs/01_diffusion.ipynb #77217b64
 def check_samples(x:Any, # to be `(B, *dims)`
@@ -31,10 +30,10 @@ def check_samples(x:Any, # to be `(B, *dims)`
                   name:str='x', # what they are called in the message
                  )->None:
     "Raise unless samples are floats of a shape."
+    dims = '*dims' if shape is None else ', '.join(map(str, shape))
     good = isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim > 0
-    wanted = '(B, *dims)' if shape is None else f"(B, {', '.join(map(str, shape))})"
-    good = good and (shape is None or tuple(x.shape[1:]) == tuple(shape))
-    check_that(good, name, x, f'a tensor of floats {wanted}')
+    good = good and (shape is None or x.shape[1:] == tuple(shape))
+    check_that(good, name, x, f'a tensor of floats (B, {dims})')
 
 def check_alike(**tensors:torch.Tensor): # by name; they belong together
     "Raise unless tensors have one shape."
@@ -51,34 +50,37 @@ def as_labels(cond:Any, # labels, one a sample: whole numbers, tensor, array or 
               n_classes:int|None=None, # they must be below; looked at on the CPU: elsewhere one would wait
              )->torch.Tensor: # `(n,)`, long
     "Class labels, if they are one whole number a sample."
-    try: labels = torch.as_tensor(cond)
-    except (TypeError, ValueError, RuntimeError): labels = None
-    if labels is not None and labels.shape == (n, 1): labels = labels[:, 0]    # a column, as tables have it
-    whole = labels is not None and labels.dtype in WHOLE and labels.shape == (n,)
-    check_that(whole, 'labels', cond if labels is None else labels,
-               f'whole numbers ({n},), one a sample (of one-hot rows: labels.argmax(1))')
+    try:
+        labels = torch.as_tensor(cond)
+        if labels.shape == (n, 1): labels = labels[:, 0] # a column, as tables have it
+    except (TypeError, ValueError, RuntimeError): labels = cond
+    good = isinstance(labels, torch.Tensor) and labels.dtype in WHOLE and labels.shape == (n,)
+    check_that(good, 'labels', labels, f'whole numbers ({n},), one a sample (of one-hot rows: '
+               'labels.argmax(1))')
     if n_classes is not None and labels.device.type == 'cpu' and not torch.compiler.is_compiling():
-        values = labels.tolist() or [0]
-        if not 0 <= min(values) <= max(values) < n_classes:
-            raise ValueError(f"labels must be from 0 to {n_classes - 1}, got {min(values)} to {max(values)}")
+        bad = [label for label in labels.tolist() if not 0 <= label < n_classes]
+        check_that(not bad, 'labels', bad, f'from 0 to {n_classes - 1}')
     return labels.long()
 
 # %% ../nbs/01_diffusion.ipynb #a7604aa1
+def _level(x, sigma, **guess): # -> `sigma` as `(B, 1, ...)`
+    check_alike(x=x, **guess)
+    return expand(sigma, x)
+
 def score_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
                         sigma:torch.Tensor,    # their noise level, `(B,)` or `()`, data units
                         denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
                        )->torch.Tensor:        # `(B, *dims)`
     "Score of the noised density from the denoiser (Tweedie; EDM eq. 3)."
-    check_alike(x=x, denoised=denoised)
-    return (denoised - x) / expand(sigma, x)**2
+    s = _level(x, sigma, denoised=denoised)
+    return (denoised - x) / s**2
 
 def denoised_from_score(x:torch.Tensor,     # noised samples `(B, *dims)`
                         sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
                         score:torch.Tensor, # of the noised density, `(B, *dims)`
                        )->torch.Tensor:     # `(B, *dims)`
     "Denoiser from the score of the noised density (inverse of `score_from_denoised`)."
-    check_alike(x=x, score=score)
-    return x + expand(sigma, x)**2 * score
+    return x + _level(x, sigma, score=score)**2 * score
 
 # %% ../nbs/01_diffusion.ipynb #b0c55327
 def eps_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
@@ -86,16 +88,15 @@ def eps_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
                       denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
                      )->torch.Tensor:        # `(B, *dims)`
     "The unit noise that a denoiser believes was added."
-    check_alike(x=x, denoised=denoised)
-    return (x - denoised) / expand(sigma, x)
+    s = _level(x, sigma, denoised=denoised)
+    return (x - denoised) / s
 
 def denoised_from_eps(x:torch.Tensor,     # noised samples `(B, *dims)`
                       sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
                       eps:torch.Tensor,   # the unit noise, `(B, *dims)`
                      )->torch.Tensor:     # `(B, *dims)`
     "Denoiser from a prediction of the unit noise."
-    check_alike(x=x, eps=eps)
-    return x - expand(sigma, x) * eps
+    return x - _level(x, sigma, eps=eps) * eps
 
 # %% ../nbs/01_diffusion.ipynb #de8fc863
 def v_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
@@ -103,8 +104,7 @@ def v_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
                     denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
                    )->torch.Tensor:        # `(B, *dims)`
     "The `v` of Salimans and Ho (2022, app. D), for a variance-exploding `x`."
-    check_alike(x=x, denoised=denoised)
-    s = expand(sigma, x)
+    s = _level(x, sigma, denoised=denoised)
     return (x - (1 + s**2) * denoised) / (s * (1 + s**2).sqrt())
 
 def denoised_from_v(x:torch.Tensor,     # noised samples `(B, *dims)`
@@ -112,15 +112,14 @@ def denoised_from_v(x:torch.Tensor,     # noised samples `(B, *dims)`
                     v:torch.Tensor,     # its prediction, `(B, *dims)`
                    )->torch.Tensor:     # `(B, *dims)`
     "Denoiser from a prediction of `v` (inverse of `v_from_denoised`)."
-    check_alike(x=x, v=v)
-    s = expand(sigma, x)
+    s = _level(x, sigma, v=v)
     return x / (1 + s**2) - s / (1 + s**2).sqrt() * v
 
 # %% ../nbs/01_diffusion.ipynb #41dc75c8
-def device_for(generator:torch.Generator|None # None: torch's own
-              )->torch.device|str:
-    "Where a generator draws."
-    return getattr(generator, 'device', 'cpu')
+def drawn_by(generator:torch.Generator|None # None: torch's own
+            )->dict: # arguments of `torch.rand` and its like
+    "Draw from a generator, where it is."
+    return dict(generator=generator, device=getattr(generator, 'device', 'cpu'))
 
 @dataclass(frozen=True)
 class LogNormal:
@@ -133,34 +132,26 @@ class LogNormal:
         check_number('std', self.std, least=0)
 
     def __call__(self, n:int, generator:torch.Generator|None=None)->torch.Tensor: # `(n,)`
-        z = torch.randn(n, generator=generator, device=device_for(generator))
-        return (self.mean + self.std * z).exp()
+        return (self.mean + self.std * torch.randn(n, **drawn_by(generator))).exp()
 
 # %% ../nbs/01_diffusion.ipynb #8c8efc74
 def edm_noise(sigma_data:float=0.5, # standard deviation of the data, in data units
              )->LogNormal:          # noise distribution for training
     "EDM's noise levels, moved to data of standard deviation `sigma_data`."
-    check_number('sigma_data', float(sigma_data), above=0)
-    return LogNormal(-1.2 + math.log(float(sigma_data) / 0.5), 1.2)
+    check_number('sigma_data', sigma_data, above=0)
+    return LogNormal(-1.2 + math.log(sigma_data / 0.5), 1.2)
 
 # %% ../nbs/01_diffusion.ipynb #eff82ebf
-def check_range(sigma_min:float, sigma_max:float, # smallest and largest level, data units
-                rho:float, # spacing
-               )->None:
-    "Raise unless a ladder of noise levels has these ends."
-    check_number('sigma_max', sigma_max, above=0)
-    check_number('sigma_min', sigma_min, above=0, most=sigma_max)
-    check_number('rho', rho, above=0)
-
 def karras_sigmas(n:int,                 # number of noise levels
                   sigma_min:float=0.002, # smallest, in data units
                   sigma_max:float=80.,   # largest, in data units
                   rho:float=7.,          # spacing: 1 is even; larger puts more levels at small noise
                  )->torch.Tensor:        # `(n,)`, descending, without a final zero
     "The ladder of noise levels of EDM eq. 5."
-    check_counts(n=n)
-    check_memory('n', n, (2,))
-    check_range(sigma_min, sigma_max, rho)
+    check_number('n', n, whole=True, least=1, most=10**6)
+    check_number('sigma_max', sigma_max, above=0)
+    check_number('sigma_min', sigma_min, above=0, most=sigma_max)
+    check_number('rho', rho, above=0)
     ends = sigma_max**(1/rho), sigma_min**(1/rho)
     return torch.linspace(*ends, n, dtype=torch.float64).pow(rho).float()
 
@@ -175,13 +166,12 @@ class KarrasNoise:
     hi: float = 0.98          # and 1 - hi at the large end
 
     def __post_init__(self):
-        check_range(self.sigma_min, self.sigma_max, self.rho)
+        karras_sigmas(1, self.sigma_min, self.sigma_max, self.rho) # checks them
         check_number('lo', self.lo, least=0, below=1)
         check_number('hi', self.hi, above=self.lo, most=1)
 
     def __call__(self, n:int, generator:torch.Generator|None=None)->torch.Tensor: # `(n,)`
-        u = torch.rand(n, generator=generator, device=device_for(generator))
-        u = u * (self.hi - self.lo) + self.lo
+        u = torch.rand(n, **drawn_by(generator)) * (self.hi - self.lo) + self.lo
         a, b = self.sigma_min**(1/self.rho), self.sigma_max**(1/self.rho)
         return (a + u * (b - a))**self.rho
 

@@ -22,8 +22,8 @@ from .core import (check_calls, check_choice, check_counts, check_number, check_
 from .data import Classes, Data, digits
 from .diffusion import as_labels
 from .files import digest, file_digest, read_weights, whole
-from .metrics import (as_rows, check_features, check_images, check_moments, count_modes, energy_distance,
-                             features_for, frechet_from_moments, modes_of, precision_recall)
+from .metrics import (as_rows, check_features, check_images, check_moments, count_modes,
+                             energy_distance, features_for, frechet_from_moments, modes_of, precision_recall)
 from .networks import device_of
 from .runs import OneProcess, progress as progress_bar
 from .samplers import calls_of, generate

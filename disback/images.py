@@ -9,16 +9,17 @@ __all__ = ['RESAMPLE', 'IMAGE_FORMATS', 'LABEL_FILE', 'RUBBISH', 'MOST_FOLDERS',
 
 # %% ../nbs/02_images.ipynb #3962c02e
 import copy, io, json, math, os, re, stat, warnings, zipfile, zlib
-from collections import Counter
+from collections import ChainMap, Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
-from .core import (check_calls, check_choice, check_number, check_regular, check_that, in_short, patch,
-                          patch_property, printable)
+from PIL import Image, ImageOps, UnidentifiedImageError
+from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that,
+                          patch, patch_property, printable)
 from .diffusion import as_labels
 
 # %% ../nbs/02_images.ipynb #99354249
@@ -26,7 +27,6 @@ RESAMPLE = ('nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
 
 def _eight_bits(image, full):
     "Grey values of more than 8 bits with 8; `full`: whether the format defines them as 0 to 65535."
-    from PIL import Image
     values, clear = np.asarray(image), image.info.get('transparency')
     low, high = values.min(), values.max()
     if image.mode == 'F' or not full and (image.mode == 'I' or 0 < high < 2**14):
@@ -35,10 +35,8 @@ def _eight_bits(image, full):
     if clear is not None: values = np.where(values == clear, 65535, values)
     return Image.fromarray((values.clip(0, 65535) / 257).round().astype('uint8'))
 
-# %% ../nbs/02_images.ipynb #5aa40010
 def _over_white(image, grey):
     "An image without transparency."
-    from PIL import Image
     if image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
@@ -53,7 +51,6 @@ def _check_options(size, channels, resample):
 # %% ../nbs/02_images.ipynb #5aa40011
 def _as_bytes(image, size, channels, resample):
     "A PIL image as bytes `(C, H, W)`."
-    from PIL import Image, ImageOps
     full = image.format in ('PNG', 'PPM', 'JPEG2000')
     image = ImageOps.exif_transpose(image)
     grey = channels == 1 if channels else image.mode[0] in '1LIF' and image.mode != 'LAB'
@@ -61,21 +58,19 @@ def _as_bytes(image, size, channels, resample):
     image = _over_white(image, grey)
     if size is not None:
         side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
+        left, top = ((n - side) // 2 for n in image.size)
         image = image.crop((left, top, left + side, top + side))
         image = image.resize((size, size), Image.Resampling[resample.upper()])
     x = torch.from_numpy(np.array(image))
     return x[None] if grey else x.movedim(-1, 0).contiguous()
 
 # %% ../nbs/02_images.ipynb #5c9a7b7b
-def to_pixels(image:Any,              # a PIL image
+def to_pixels(image:Image.Image,      # a PIL image
               size:int|None=None,     # side in pixels that its middle square is resized to; None: as it is
               channels:int|None=None, # 1 (grey) or 3 (colour); None: 1 if the image is grey, else 3
               resample:str='lanczos', # one of `RESAMPLE`
              )->torch.Tensor:         # `(C, H, W)` in [-1, 1]
     "Turn a PIL image into a tensor."
-    from PIL import Image
-    check_that(isinstance(image, Image.Image), 'image', image, 'a PIL image (`Image.fromarray` makes one)')
     _check_options(size, channels, resample)
     return _as_bytes(image, size, channels, resample).float() / 127.5 - 1
 
@@ -89,8 +84,9 @@ def check_fit(shape:tuple,     # of an image, `(C, H, W)`
     for part, word, mend in [(slice(1), 'channels', '`channels=1` or `channels=3`'),
                              (slice(1, None), 'pixels', '`size=`')]:
         if shape[part] == first[part]: continue
-        raise ValueError(f"images must have one shape, but {first_name} has {say(first[part])} {word} and "
-                         f"{name} has {say(shape[part])}: give {mend} to bring all to one")
+        raise ValueError(f"images must have one shape, but {printable(first_name)} has {say(first[part])} "
+                         f"{word} and {printable(name)} has {say(shape[part])}: give {mend} to bring all to "
+                         "one")
 
 # %% ../nbs/02_images.ipynb #7764d0a9
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'QOI')
@@ -101,45 +97,43 @@ RUBBISH = ('@eadir', '#recycle', '#snapshot', '@recycle', '@recently-snapshot', 
 # %% ../nbs/02_images.ipynb #5aa40012
 @cache
 def _readable(): # -> of `IMAGE_FORMATS` those that this Pillow has, and how their files end
-    from PIL import Image
     known = Image.registered_extensions()
     formats = tuple(f for f in IMAGE_FORMATS if f in Image.OPEN)
     return formats, ('.jif', '.mpo', *(ending for ending, f in known.items() if f in formats))
 
 # %% ../nbs/02_images.ipynb #5aa40013
-def _rubbish(folder): return folder[0] == '.' or folder.lower() in RUBBISH
-
-def _left_out(name, regular): # -> the file or folder that is left out, and why; None if it is wanted
+def _left_out(name, regular): # -> the file or folder (`a/b/`) that is left out, and why; None if it is wanted
     *folders, last = name.split('/')
     for i, folder in enumerate(folders):
-        if _rubbish(folder): return '/'.join([*folders[:i + 1], '']), f'{folder}/'
+        rubbish = folder[0] == '.' or folder.lower() in RUBBISH
+        if rubbish: return '/'.join([*folders[:i + 1], '']), f'{folder}/'
+    if last in ('', LABEL_FILE) and regular: return None
     if last[0] == '.': return name, 'hidden'
     if not regular: return name, 'not regular'
-    if last == LABEL_FILE or last.lower().endswith(_readable()[1]): return None
-    return name, Path(last).suffix.lower() or 'without ending'
+    if not last.lower().endswith(_readable()[1]): return name, Path(last).suffix.lower() or 'without ending'
 
 # %% ../nbs/02_images.ipynb #ff2edfda
 MOST_FOLDERS = 10**6 # in a folder
 
 def _folder_files(folder):
     "What lies below a folder, in any order: `name, None, what is left out and why`; see `_left_out`."
-    waiting, n = [('', ())], 0
-    while waiting:
-        (within, above), n = waiting.pop(), n + 1
-        try:
-            here = os.stat(os.path.join(folder, within))
-            here = here.st_dev, here.st_ino
-            if here in above: continue # a link back up
-            with os.scandir(os.path.join(folder, within)) as listed: entries = [*listed]
+    waiting = [('', ())]
+    for _ in range(MOST_FOLDERS):
+        if not waiting: return
+        within, above = waiting.pop()
+        where = os.path.join(folder, within)
+        here = os.path.realpath(where)
+        if here in above: continue # a link back up
+        try: entries = [*os.scandir(where)]
         except OSError as e:
-            raise ValueError(f"cannot list {printable(folder)}/{printable(within)} ({e.strerror}): "
-                             "make it readable") from None
-        if n > MOST_FOLDERS: raise ValueError(f"{printable(folder)} has more than {MOST_FOLDERS:,} folders")
+            raise ValueError(f"cannot list {printable(where)} ({e.strerror}): make it readable") from None
         for e in entries:
-            path, name = Path(e.path) if e.is_symlink() else e, within + e.name # a path follows the link
-            if not path.is_dir(): yield name, None, _left_out(name, path.is_file())
-            elif _rubbish(e.name): yield name, None, (f'{name}/', f'{e.name}/')
-            else: waiting.append((f'{name}/', (*above, here)))
+            path = Path(e.path) if e.is_symlink() else e # a path follows the link
+            name = within + e.name + '/' * path.is_dir()
+            left = _left_out(name, path.is_dir() or path.is_file())
+            if left or name[-1] != '/': yield name, None, left
+            else: waiting.append((name, (*above, here)))
+    raise ValueError(f"{printable(folder)} has more than {MOST_FOLDERS:,} folders")
 
 # %% ../nbs/02_images.ipynb #12e15426
 def _zip_files(path):
@@ -147,51 +141,43 @@ def _zip_files(path):
     try:
         with zipfile.ZipFile(path) as archive: entries = archive.infolist()
     except Exception as e: # zipfile raises many kinds for broken archives
-        raise ValueError(f"cannot read {printable(path)} as a zip archive ({printable(e)}): it is cut or "
-                         "damaged, make or download it anew") from None
+        raise ValueError(f"cannot read {printable(path)} as a zip archive ({printable(e)}): give the folder "
+                         "of the images, or an archive of them that is not cut or damaged") from None
     seen = set()
     for e in entries:
         name = '/'.join(p for p in e.filename.replace('\\', '/').split('/') if p not in ('', '.'))
         if e.is_dir() or not name: continue
         left = _left_out(name, stat.S_IFMT(e.external_attr >> 16) in (0, stat.S_IFREG))
-        if not left: _check_member(printable(path), printable(name), e, name in seen)
+        wrong = {'stands there twice': name in seen, 'is encrypted': e.flag_bits & 1,
+                 f'is packed by method {e.compress_type}': e.compress_type not in (0, 8)}
+        for why, found in wrong.items():
+            if found and not left: raise ValueError(f"{printable(path)}: {printable(name)} {why}, make the "
+                                                    "archive anew by plain `zip`, with each name once")
         seen.add(name)
         yield name, (e.header_offset, e.compress_type, e.compress_size, e.file_size, e.CRC), left
-
-# %% ../nbs/02_images.ipynb #5aa40014
-def _check_member(path, name, entry, twice):
-    if twice: raise ValueError(f"{path} holds {name} twice: make the archive anew, with each name once")
-    if entry.flag_bits & 1:
-        raise ValueError(f"{path} is encrypted ({name}): make an archive without a password")
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{path} packs {name} by method {entry.compress_type}, expected 0 (stored) or "
-                         "8 (deflated): make the archive anew by plain `zip`")
 
 # %% ../nbs/02_images.ipynb #9fd5c0fd
 MOST_BYTES = 2**28 # that one image may have as a file
 
-def _zip_read(path, offset, method, packed, size, crc, most):
+def _zip_read(path, most, offset, method, packed, size, crc):
     "The bytes of one file of a zip archive."
     if max(packed, size) > most:
         raise ValueError(f"it claims {max(packed, size):,} bytes, more than {most:,}")
     with open(check_regular(path), 'rb') as f:
         f.seek(offset)
         head = f.read(30) # the local header; a name and an extra field follow
-        skip = int.from_bytes(head[26:28], 'little') + int.from_bytes(head[28:30], 'little')
-        f.seek(skip, os.SEEK_CUR)
+        f.seek(sum(int.from_bytes(head[i:i + 2], 'little') for i in (26, 28)), os.SEEK_CUR)
         data = f.read(packed)
-    if method == zipfile.ZIP_DEFLATED: # never more than it claims
-        data = zlib.decompressobj(-15).decompress(data, size + 1)
+    if method: data = zlib.decompressobj(-15).decompress(data, size + 1) # never more than it claims
     if head[:4] != b'PK\3\4' or len(data) != size or zlib.crc32(data) != crc:
         raise ValueError("the archive is cut, or was changed")
     return data
 
 # %% ../nbs/02_images.ipynb #432883b4
-def _open_image(file): # a path, or an open file
+def _open_image(data): # bytes
     "Open an image without decoding it."
-    from PIL import Image, UnidentifiedImageError
     formats = _readable()[0]
-    try: image = Image.open(file, formats=formats)
+    try: image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         raise ValueError(f"its content is not one of {', '.join(formats)}") from None
     n = image.width * image.height
@@ -204,16 +190,12 @@ class Files:
     "The images of a folder or a zip archive: what there is, and how to read it; nothing is decoded."
     def __init__(self,
                  source:str|Path): # a folder, or a zip archive
-        check_that(isinstance(source, (str, Path)), 'source', source, 'the path of a folder or a zip archive')
         self.source = path = Path(source).expanduser()
         self._path, self.broken = path.absolute(), {} # images that could not be read, and why
         if not path.exists(): raise FileNotFoundError(f"there is no folder {printable(path)}: check the path "
                                                       f"(relative to {printable(Path.cwd())})")
         self.in_folder = path.is_dir()
-        if not (self.in_folder or check_regular(path).suffix.lower() == '.zip' or zipfile.is_zipfile(path)):
-            raise ValueError(f"{printable(path)} is a file: give the folder of the images, or a zip archive "
-                             "of them")
-        found = [*(_folder_files if self.in_folder else _zip_files)(path)]
+        found = [*(_folder_files(path) if self.in_folder else _zip_files(check_regular(path)))]
         self.left_out = dict(left for _, _, left in found if left) # why, by name
         self._members = {name: member for name, member, left in found if not left}
         every = sorted(self._members, key=lambda name: name.replace('/', '\0'))    # folder by folder
@@ -228,11 +210,9 @@ class Files:
 @patch_property
 def summary(self:Files)->str: # such as 'photos holds 12 images; left out: 6 .heic, 1 @eaDir/'
     "Say what is used and what is left out."
-    images = f'{len(self.names):,} images' if self.names else 'no images'
     counts = Counter(self.left_out.values()).most_common()
-    left = [f'{n:,} {printable(why)}' for why, n in counts[:8]]
-    if counts[8:]: left.append(f'{sum(n for _, n in counts[8:]):,} others')
-    return f"{printable(self.source)} holds {images}{left and '; left out: '}{', '.join(left)}"
+    left = ', '.join(f'{n:,} {printable(why)}' for why, n in counts)
+    return f"{printable(self.source)} holds {len(self.names):,} images{left and '; left out: '}{left:.300}"
 
 # %% ../nbs/02_images.ipynb #5aa40015
 @patch
@@ -242,25 +222,23 @@ def read(self:Files,
         )->bytes:
     "Read a file."
     if self.in_folder: return check_regular(self._path/name, most).read_bytes()
-    return _zip_read(self._path, *self._members[name], most)
+    return _zip_read(self._path, most, *self._members[name])
 
-# %% ../nbs/02_images.ipynb #5aa40016
 @patch
 def image(self:Files,
           name:str): # one of `names`
     "Open a PIL image, which is not decoded yet."
-    if not self.in_folder: return _open_image(io.BytesIO(self.read(name)))
-    return _open_image(check_regular(self._path/name, MOST_BYTES))
+    return _open_image(self.read(name))
 
 # %% ../nbs/02_images.ipynb #5aa40005
 MOST_CHECKED = 2**28 # bytes of a folder that are read for checksums
 
 @patch
 def checksums(self:Files,
-          names:list, # some of `names`
-         )->list:     # a text for each
+              names:list, # some of `names`
+             )->list:     # a text for each
     "Give the size of images, and a checksum of their content."
-    if not self.in_folder: return [f'{size} {crc}' for _, _, _, size, crc in map(self._members.get, names)]
+    if not self.in_folder: return [f'{size} {crc}' for *_, size, crc in map(self._members.get, names)]
     sizes = [os.stat(self._path/name).st_size for name in names]
     if sum(sizes) > MOST_CHECKED: return [*map(str, sizes)]
     return [f'{size} {zlib.crc32(self.read(name))}' for size, name in zip(sizes, names)]
@@ -279,12 +257,12 @@ def label_table(data:bytes,     # content of a `dataset.json`
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f'{where} is no table of labels: expected {{"labels": [["NAME", CLASS], ...]}} or '
                          '{"labels": null}, repair it or take it away') from None
+    check_that(len(table) == len(labels), where, f'{len(labels):,} labels of {len(table):,} images',
+               'a table that names no image more than once')
     for name, label in table.items():
-        if type(label) is not int or not 0 <= label < 10**6:
-            raise ValueError(f"{where} labels {printable(name)} {in_short(label)}, expected a whole number "
-                             "from 0 to 999,999: number the classes from 0")
-    if len(table) < len(labels):
-        raise ValueError(f"{where} names an image more than once: give each one label")
+        good = type(label) is int and 0 <= label < 10**6
+        check_that(good, f'the label of {printable(name)} in {where}', label,
+                   'a whole number below a million: number the classes from 0')
     return table
 
 # %% ../nbs/02_images.ipynb #a2f1777a
@@ -306,14 +284,11 @@ def _home(names): # sorted names -> the deepest folder that holds all of them, '
     common = os.path.commonprefix([names[0], names[-1]])
     return common[:common.rfind('/') + 1]
 
-# %% ../nbs/02_images.ipynb #5aa40017
 def _tops(names, home): # -> the folder in `home` that holds each, '' if it lies in `home` itself
     return [name[len(home):].rpartition('/')[0].partition('/')[0] for name in names]
 
-# %% ../nbs/02_images.ipynb #5aa40018
 def _in_order(classes): # as numbers, if all are whole numbers, else as text
-    if not all(c.isdecimal() for c in classes): return sorted(classes)
-    return sorted(classes, key=lambda c: (len(c.lstrip('0')), c.lstrip('0'), c))
+    return sorted(classes, key=lambda c: (int(c), c) if all(map(str.isdecimal, classes)) else c)
 
 # %% ../nbs/02_images.ipynb #f3ad0105
 @patch
@@ -321,13 +296,10 @@ def labelled(self:Files,
              within:str='', # take only what lies in this folder
             )->tuple:       # names of images, their labels `(n,)` or None, names of the classes or None
     "Find the labels of images, by a table or by their folders."
-    check_that(isinstance(within, str), 'within', within, 'the name of a folder')
     within = within.strip('/') + '/' if within else ''
-    names = [name for name in self.names if name.startswith(within)]
-    where = printable(self.source)
-    if not names:
-        raise ValueError(f"{where} holds no images in {printable(within)}: expected the name of a folder "
-                         "in it")
+    names, where = [name for name in self.names if name.startswith(within)], printable(self.source)
+    if not names: raise ValueError(f"{where} holds no images in {printable(within)}: expected the name of a "
+                                   "folder in it")
     home = _home(names)
     tables = [t for t in self.tables if home.startswith(t[:-len(LABEL_FILE)])]
     if tables: return names, _from_table(self, max(tables, key=len), names), None # the nearest above all
@@ -339,8 +311,7 @@ def labelled(self:Files,
         stray, other = names[tops.index('')], names[tops.index(classes[1])].rpartition('/')[0]
         raise ValueError(f"{where} holds images ({printable(stray)}) beside sub-folders with images "
                          f"({printable(other)}): put all of them in sub-folders, one a class, or none")
-    number = {c: i for i, c in enumerate(classes)}
-    return names, torch.tensor([number[c] for c in tops]), classes
+    return names, torch.tensor([*map(classes.index, tops)]), classes
 
 # %% ../nbs/02_images.ipynb #c8dea912
 SPLITS = dict(train='train training trn trainset', val='val valid validation valset dev devset',
@@ -354,7 +325,6 @@ def _split_of(folder): # the split that its name means, or None
 def official_splits(files:Files,
                    )->tuple|None: # the folders to train on and to hold out, None if there are no splits
     "Find the splits that a data set comes with."
-    check_that(isinstance(files, Files), 'files', files, 'what `Files(path)` gives')
     home = _home(files.names)
     tops = sorted({*_tops(files.names, home)})
     found = {_split_of(top): top for top in tops}
@@ -365,77 +335,6 @@ def official_splits(files:Files,
         warnings.warn(f"{printable(files.source)}: the folders {printable(', '.join(tops)):.200} are no "
                       "splits (train with val or test, and nothing else): all images are taken, and "
                       "folders are classes")
-
-# %% ../nbs/02_images.ipynb #74622ded
-@dataclass
-class _Decoder:
-    "Decodes images by number and keeps them as bytes, up to a bound; in a pickle it keeps none."
-    source:Any     # `Files`, or what answers like it
-    names:Any      # of its images
-    options:tuple  # size, channels, resample
-    memory:int     # bytes to keep
-    threads:int    # to decode with
-    skip:int       # broken images that may be left out
-    kept:dict = field(default_factory=dict) # images by number
-
-    def __getstate__(self): return self.__dict__ | dict(kept={})
-
-    def name(self, i): return printable(f'{self.source.source}/{self.names[i]}')
-
-    def broken(self, i): return self.names[i] in self.source.broken
-
-    def decode(self, i): # -> the image, or why it cannot be read
-        try:
-            with self.source.image(self.names[i]) as image: return _as_bytes(image, *self.options)
-        except Exception as e: return printable(e) # Pillow raises many kinds for broken files
-
-    @cached_property
-    def first(self): # the shape that images must have, and the name of one that has it
-        size, channels, _ = self.options
-        if size and channels: return (channels, size, size), 'what was asked for'
-        for i in range(len(self.names)):
-            if self.broken(i): continue
-            for x in self.look([i]).values(): return tuple(x.shape), self.name(i)
-        raise ValueError(f"{printable(self.source.source)}: none of its images can be read")
-
-# %% ../nbs/02_images.ipynb #5aa40008
-@patch
-def leave_out(self:_Decoder, i:int, why:str):
-    "Leave out a broken image, or raise if there were enough of them."
-    said, broken = f"cannot read {self.name(i)} as an image ({why})", self.source.broken
-    if self.broken(i): return
-    if len(broken) >= self.skip:
-        raise ValueError(f"{said}: repair it, or let such images be left out, up to a number of them "
-                         f"(skip_broken, now {self.skip})")
-    broken[self.names[i]] = why
-    warnings.warn(f"{said}: left out, as {len(broken)} of at most {self.skip}")
-
-# %% ../nbs/02_images.ipynb #5aa4001a
-@patch
-def look(self:_Decoder, at:list):
-    "Decode images by their numbers: `{number: bytes}`, without those that are left out."
-    with ThreadPoolExecutor(self.threads) as pool: tried = dict(zip(at, pool.map(self.decode, at)))
-    for i, why in tried.items():
-        if isinstance(why, str): self.leave_out(i, why)
-    return {i: x for i, x in tried.items() if not isinstance(x, str)}
-
-# %% ../nbs/02_images.ipynb #39ac4d9c
-@patch
-def batch(self:_Decoder,
-          at:list, # numbers of images
-          instead, # `number -> number`: itself, or another in place of one that is known to be broken
-         ):
-    "Images by their numbers as bytes `(n, C, H, W)`."
-    new, at = {}, [instead(i) for i in at]
-    while missing := [i for i in dict.fromkeys(at) if i not in new and i not in self.kept]:
-        new |= self.look(missing)
-        at = [instead(i) for i in at]
-    shape, first = self.first
-    for i, x in new.items():
-        check_fit(tuple(x.shape), self.name(i), shape, first)
-        if (len(self.kept) + 1) * x.numel() <= self.memory: self.kept[i] = x
-    if not at: return torch.empty((0, *shape), dtype=torch.uint8)
-    return torch.stack([new[i] if i in new else self.kept[i] for i in at])
 
 # %% ../nbs/02_images.ipynb #0f66b393
 class Images:
@@ -452,37 +351,68 @@ class Images:
                  threads:int|None=None,  # to decode a batch with; None: one a core, up to eight
                  skip_broken:int=0):     # leave out so many images that cannot be read, rather than stop
         _check_options(size, channels, resample)
-        check_number('memory', memory, whole=True, least=0)
-        check_number('skip_broken', skip_broken, whole=True, least=0)
-        if threads is None: threads = min(8, os.cpu_count() or 1)
-        check_number('threads', threads, whole=True, least=1, most=1024)
-        if not hasattr(source, 'labelled'): source = Files(source)
-        names, self.labels, self.classes = source.labelled(within) # `(n,)`, long, or None
-        self._decoder = _Decoder(source, names, (size, channels, resample), memory, threads, skip_broken)
-        self._at = torch.arange(len(names))
+        for name, value in dict(memory=memory, skip_broken=skip_broken).items():
+            check_number(name, value, whole=True, least=0)
+        self._threads = min(8, os.cpu_count() or 1) if threads is None else threads
+        check_number('threads', self._threads, whole=True, least=1, most=1024)
+        self.source = source if isinstance(source, Files) else Files(source)
+        self.names, self.labels, self.classes = self.source.labelled(within) # labels `(n,)`, long, or None
+        self._options, self._memory, self._skip = (size, channels, resample), memory, skip_broken
+        self._kept, self._first = {}, None # bytes by name; shape and name of one that the others must fit
 
-    def __len__(self): return len(self._at)
+    def __len__(self): return len(self.names)
+    def __getstate__(self): return self.__dict__ | dict(_kept={})
+    def __repr__(self): return f'Images({str(self.source.source)!r}): {len(self):,} images'
 
-    def __getitem__(self, i): # a number, slice, list or tensor
-        at = self._at[i]
-        x = self._decoder.batch(at.reshape(-1).tolist(), self._instead).float().div_(127.5).sub_(1)
-        return x if at.ndim else x[0]
+# %% ../nbs/02_images.ipynb #c1d20001
+@patch
+def _decode(self:Images, name): # -> bytes `(C, H, W)`, or why it cannot be read
+    try:
+        with self.source.image(name) as image: return _as_bytes(image, *self._options)
+    except Exception as e: return printable(e) # Pillow raises many kinds for broken files
 
-    def __repr__(self): return f'Images({str(self._decoder.source.source)!r}): {len(self):,} images'
+@patch
+def _leave_out(self:Images, name, why):
+    "Leave out a broken image, or raise if there were enough of them."
+    broken, file = self.source.broken, printable(f'{self.source.source}/{name}')
+    if name in broken: return # by another thread
+    if len(broken) >= self._skip:
+        raise ValueError(f"cannot read {file} as an image ({why}): repair it, or let such images be left "
+                         f"out, up to a number of them (skip_broken, now {self._skip})")
+    broken[name] = why
+    warnings.warn(f"cannot read {file} as an image ({why}): left out, as {len(broken)} of {self._skip}")
 
 # %% ../nbs/02_images.ipynb #5aa40009
 @patch
-def _instead(self:Images, i):
-    "An image's number; if it is known to be broken, that of the next that is not, of its class."
-    if not self._decoder.broken(i): return i
-    here = (self._at == i).nonzero()[0, 0]
-    at = torch.cat([self._at[here:], self._at[:here]])
-    if self.labels is not None:
-        y = torch.cat([self.labels[here:], self.labels[:here]])
-        at = at[y == y[0]]
-    for j in at.tolist():
-        if not self._decoder.broken(j): return j
-    raise ValueError(f"{self._decoder.name(i)} cannot be left out: no other image of its class can be read")
+def _instead(self:Images, i): # -> a name
+    "The name of an image; if it is known to be broken, that of the next that is not, of its class."
+    n, y = len(self), self.labels
+    for j in (k % n for k in range(i, i + n)):
+        if self.names[j] not in self.source.broken and (y is None or y[j] == y[i]): return self.names[j]
+    raise ValueError(f"{printable(self.names[i])} cannot be left out: no other of its class can be read")
+
+# %% ../nbs/02_images.ipynb #c1d20003
+@patch
+def _bytes(self:Images, at):
+    "Images by their numbers as bytes `(n, C, H, W)`."
+    found = ChainMap({}, self._kept)
+    while missing := [*dict.fromkeys(name for name in map(self._instead, at) if name not in found)]:
+        with ThreadPoolExecutor(self._threads) as pool: tried = [*pool.map(self._decode, missing)]
+        for name, x in zip(missing, tried):
+            if isinstance(x, str): self._leave_out(name, x)
+            else: found[name] = x
+    for name, x in found.maps[0].items():
+        self._first = self._first or (tuple(x.shape), name)
+        check_fit(tuple(x.shape), name, *self._first)
+        if (len(self._kept) + 1) * x.numel() <= self._memory: self._kept[name] = x
+    if not at: return torch.empty((0, *self.shape), dtype=torch.uint8)
+    return torch.stack([found[self._instead(i)] for i in at])
+
+@patch
+def __getitem__(self:Images, i): # a number, slice, list or tensor
+    at = torch.arange(len(self))[i]
+    x = self._bytes(at.reshape(-1).tolist()).float().div_(127.5).sub_(1)
+    return x if at.ndim else x[0]
 
 # %% ../nbs/02_images.ipynb #5aa4001b
 @patch
@@ -490,16 +420,15 @@ def sound(self:Images,
           i:torch.Tensor, # numbers `(n,)`
          )->torch.Tensor: # `(n,)`, bool
     "Tell which images are not known to be broken."
-    return torch.tensor([not self._decoder.broken(j) for j in self._at[i].tolist()], dtype=torch.bool)
+    return torch.tensor([self.names[j] not in self.source.broken for j in i.tolist()], dtype=torch.bool)
 
-# %% ../nbs/02_images.ipynb #ad43a845
 @patch
 def only(self:Images,
          i:torch.Tensor, # numbers `(n,)`
         )->Images:
     "Take some of the images, sharing what is decoded."
     part = copy.copy(self)
-    part._at = self._at[i]
+    part.names = [self.names[j] for j in i.tolist()]
     if self.labels is not None: part.labels = self.labels[i]
     return part
 
@@ -507,24 +436,18 @@ def only(self:Images,
 @patch_property
 def shape(self:Images)->tuple: # `(C, H, W)`
     "Tell the shape of one image."
-    return self._decoder.first[0]
-
-@patch_property
-def names(self:Images)->list:
-    "List the names of the images in their source."
-    return [self._decoder.names[i] for i in self._at.tolist()]
+    size, channels, _ = self._options
+    return (channels, size, size) if size and channels else tuple(self[0].shape)
 
 @patch_property
 def n_classes(self:Images)->int|None:
     "Count the classes; without labels, None."
     if self.labels is not None: return len(self.classes or ()) or int(self.labels.max()) + 1
 
-# %% ../nbs/02_images.ipynb #5aa4000a
 @patch
 def marks(self:Images)->list: # of texts
     "Give what tells whether an image is still the same: name, size and checksum."
-    marks = self._decoder.source.checksums(self.names)
-    return [f'{name}\0{mark}' for name, mark in zip(self.names, marks)]
+    return [f'{name}\0{mark}' for name, mark in zip(self.names, self.source.checksums(self.names))]
 
 # %% ../nbs/02_images.ipynb #d03ec644
 def image_folder(folder:str|Path|Files,  # a folder or zip archive of images
@@ -538,22 +461,19 @@ def image_folder(folder:str|Path|Files,  # a folder or zip archive of images
 # %% ../nbs/02_images.ipynb #f0e78ee9
 def _item_pixels(image, i):
     "One image of a torchvision data set, in [-1, 1]."
-    if isinstance(image, np.ndarray):
-        from PIL import Image
-        try: image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-        except TypeError: image = None
-        if image is None or image.mode not in ('L', 'RGB', 'RGBA'): raise ValueError(
-            f"image {i} is an array that is no picture: expected bytes (H, W), (H, W, 1) or (H, W, 3)")
-    if not isinstance(image, torch.Tensor): return to_pixels(image)
-    good = image.ndim == 3 and len(image) in (1, 3)
-    check_that(good, f'image {i}', image, 'a tensor (1, H, W) or (3, H, W)')
-    if image.dtype == torch.uint8: return image.float() / 127.5 - 1
-    x = image.float()
-    if not image.is_floating_point() or not ((x >= 0) & (x <= 1)).all():
-        raise ValueError(f"image {i} has {image.dtype} values from {x.min():.3g} to {x.max():.3g}, "
-                         "expected bytes, or floats in [0, 1] as ToTensor() makes them: leave out Normalize "
-                         "from the transform")
-    return 2 * x - 1
+    if isinstance(image, Image.Image): return to_pixels(image)
+    x = image
+    if isinstance(x, np.ndarray) and x.dtype == np.uint8:
+        x = torch.from_numpy(x[..., None] if x.ndim == 2 else x).movedim(-1, 0)
+    good = isinstance(x, torch.Tensor) and x.ndim == 3 and len(x) in (1, 3)
+    check_that(good, f'image {i}', image, 'a PIL image, a tensor (1, H, W) or (3, H, W), or an array of '
+               'bytes (H, W), (H, W, 1) or (H, W, 3)')
+    if x.dtype == torch.uint8: return x.float() / 127.5 - 1
+    if not x.is_floating_point() or not ((x >= 0) & (x <= 1)).all():
+        raise ValueError(f"image {i} has {x.dtype} values from {x.min():.3g} to {x.max():.3g}, expected "
+                         "bytes, or floats in [0, 1] as ToTensor() makes them: leave out Normalize from the "
+                         "transform")
+    return 2 * x.float() - 1
 
 # %% ../nbs/02_images.ipynb #1b813b6f
 def from_dataset(dataset:Any,     # a torchvision data set, or what has a length and yields (image, label)
@@ -562,16 +482,14 @@ def from_dataset(dataset:Any,     # a torchvision data set, or what has a length
     "Read a torchvision data set into memory."
     sized = hasattr(dataset, '__len__') and hasattr(dataset, '__getitem__')
     check_that(sized, 'dataset', dataset, 'a data set with a length that yields (image, label)')
-    if n is not None: check_number('n', n, whole=True, least=0)
-    n = len(dataset) if n is None else min(n, len(dataset))
-    if n < 1: raise ValueError(f"no images to read: the data set has {len(dataset)} and n is {n}")
-    items = [dataset[i] for i in range(n)]
-    if not all(isinstance(item, (tuple, list)) and len(item) >= 2 for item in items):
-        raise ValueError(f"expected a data set of (image, label) pairs, but an item is a "
-                         f"{type(items[0]).__name__}: for images alone use `as_sampler(tensor)`")
+    if n is None: n = len(dataset)
+    check_counts(n=n)
+    items = [dataset[i] for i in range(min(n, len(dataset)))]
+    pairs = items and all(isinstance(item, (tuple, list)) and len(item) > 1 for item in items)
+    check_that(pairs, 'dataset', dataset, 'of (image, label) pairs (for images alone: `as_sampler(tensor)`)')
     xs = [_item_pixels(item[0], i) for i, item in enumerate(items)]
     for i, x in enumerate(xs): check_fit(tuple(x.shape), f'image {i}', tuple(xs[0].shape), 'image 0')
-    try: labels = as_labels([item[1] for item in items], n)
+    try: labels = as_labels([item[1] for item in items], len(items))
     except ValueError as e: labels = warnings.warn(f"read without labels: {e}") # None
     return torch.stack(xs), labels
 
@@ -580,32 +498,31 @@ TORCHVISION = dict(cifar10='CIFAR10', cifar100='CIFAR100', mnist='MNIST', fashio
                    kmnist='KMNIST')
 
 @dataclass
-class _Collection:
+class _Collection(Files):
     "A torchvision data set as a source of `Images`."
     dataset:Any
     source:str # its name
     broken:dict = field(default_factory=dict)
-    def image(self, i): return self.dataset[i][0]
+    def image(self, name): return self.dataset[int(name)][0]
     def labelled(self, within=''):
         d = self.dataset
-        return range(len(d)), torch.as_tensor(d.targets), [*d.classes]
+        return [*map(str, range(len(d)))], torch.as_tensor(d.targets), [*d.classes]
     def checksums(self, names):
-        return [str(zlib.crc32(np.ascontiguousarray(self.dataset.data[i]))) for i in names]
+        return [str(zlib.crc32(np.ascontiguousarray(self.dataset.data[int(name)]))) for name in names]
 
 # %% ../nbs/02_images.ipynb #9dc8b420
 def collection(name:str, # one of `TORCHVISION`, alone or as in 'mnist:FOLDER'
               )->list:   # two sources for `Images`
     "Find or download the official train and test splits of a torchvision data set."
     from torchvision import datasets
-    kind, _, folder = str(name).partition(':')
+    kind, _, folder = name.partition(':')
     check_choice('collection', kind, TORCHVISION)
     reader, folder = getattr(datasets, TORCHVISION[kind]), Path(folder or 'data').expanduser()
     try: return [_Collection(reader(folder, train=split == 'train', download=True), f'{kind} ({split})')
                  for split in ('train', 'test')]
     except Exception as e: # whatever networks, archives and files bring
-        if hasattr(reader, 'resources'): # as MNIST, with several files; CIFAR is one archive
-            files, folder = [f for f, _ in reader.resources], folder/reader.__name__/'raw'
-        else: files = [reader.filename]
+        if kind.startswith('cifar'): files = [reader.filename] # one archive
+        else: files, folder = [f for f, _ in reader.resources], folder/reader.__name__/'raw'
         raise ValueError(f"cannot read or download {kind} ({printable(' '.join(str(e).split())):.200}): "
                          f"put the official {', '.join(files)} into {printable(folder)}") from None
 

@@ -10,6 +10,7 @@ __all__ = ['NETWORKS', 'HOMES', 'register', 'describe', 'in_words', 'build', 'Pr
 # %% ../nbs/05_networks.ipynb #296067ed
 import copy, importlib, math, threading
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any, Iterator, Sequence
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ def build(description:dict, # what `describe` returned
           device:str|None=None, # 'meta': shapes alone, which take no memory; None: torch's default
          )->nn.Module:      # with fresh weights
     "Make a network from its description."
-    name = description.get('name') if isinstance(description, dict) else None
+    name = description.get('name')
     check_choice('network', name, NETWORKS | HOMES)
     if name not in NETWORKS: importlib.import_module(HOMES[name])
     def argument(value):
@@ -82,8 +83,9 @@ class Preconditioned(nn.Module):
         self.shape, self.config, self.n_classes = tuple(shape), config, config.get('n_classes')
         check_counts(**{f'shape[{i}]': n for i, n in enumerate(shape)})
         if self.n_classes is not None: check_counts(n_classes=self.n_classes)
-        if config['sigma_data'] is not None: check_number('sigma_data', config['sigma_data'], above=0)
-        self.register_buffer('sigma_data', torch.tensor(float(config['sigma_data'] or 0.5)))
+        sigma_data = 0.5 if config['sigma_data'] is None else config['sigma_data']
+        check_number('sigma_data', sigma_data, above=0)
+        self.register_buffer('sigma_data', torch.tensor(float(sigma_data)))
 
     def coefficients(self,
                      sigma:torch.Tensor # noise level, any shape, data units
@@ -138,8 +140,7 @@ class NoiseEmbedding(nn.Module):
         a = c_noise[:, None] * self.freqs
         e = torch.cat([a.cos(), a.sin()], 1)
         if cond is None: return self.mlp(e)
-        if self.label is None:
-            raise ValueError("class labels were given to a network built without `n_classes`")
+        check_that(self.label is not None, 'cond', cond, 'None: the network was built without `n_classes`')
         return self.mlp(e + self.label(as_labels(cond, len(e), self.label.num_embeddings)))
 
 # %% ../nbs/05_networks.ipynb #8759230f
@@ -174,8 +175,8 @@ class ResMLP(Preconditioned):
                 ):
         super().__init__((dim,), dict(dim=dim, width=width, depth=depth, n_classes=n_classes,
                                       sigma_data=sigma_data))
-        check_number('width', width, whole=True, least=1, most=10**4)
-        check_number('depth', depth, whole=True, least=1, most=10**4)
+        for name, n in dict(width=width, depth=depth).items():
+            check_number(name, n, whole=True, least=1, most=10**4)
         self.embed = NoiseEmbedding(width, n_classes)
         self.inp, self.out = nn.Linear(dim, width), zeroed(nn.Linear(width, dim))
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
@@ -293,7 +294,6 @@ def clone(module:nn.Module,    # any module
           trainable:bool=True, # whether its parameters take gradients; if not, dropout is off too
          )->nn.Module:         # an independent copy
     "Copy a module; the copy shares nothing with the original."
-    check_that(isinstance(module, nn.Module), 'module', module, 'a torch module')
     module = copy.deepcopy(module).requires_grad_(trainable)
     return module if trainable else module.eval()
 
@@ -302,8 +302,8 @@ def device_of(module:Any, # a module; anything else computes where it is asked
               default:torch.device|str='cpu', # for what has neither parameters nor buffers
              )->torch.device:
     "The device of a module's parameters or buffers."
-    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
-    return next((t.device for t in tensors), torch.device(default))
+    if not isinstance(module, nn.Module): return torch.device(default)
+    return next((t.device for t in chain(module.parameters(), module.buffers())), torch.device(default))
 
 # %% ../nbs/05_networks.ipynb #505c759b
 @contextmanager
@@ -333,8 +333,8 @@ def check_network(name:str,   # what it is called in the message
 def noise_range(network:Any # with or without attributes `sigma_min` and `sigma_max`
                )->tuple[float,float]: # data units
     "The noise levels that a network was made for; all of them, if it does not say."
-    least, most = getattr(network, 'sigma_min', None), getattr(network, 'sigma_max', None)
-    return 0. if least is None else float(least), math.inf if most is None else float(most)
+    least, most = (getattr(network, f'sigma_{end}', None) for end in ('min', 'max'))
+    return float(least or 0), float(most or math.inf)
 
 # %% ../nbs/05_networks.ipynb #a41423b3
 @register

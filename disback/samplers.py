@@ -10,9 +10,9 @@ __all__ = ['slope', 'euler_step', 'heun_step', 'unit_noise', 'churn', 'sample_st
 import inspect, math
 from typing import Any, Callable, Iterator, Sequence
 import torch
-from .core import check_calls, check_callables, check_counts, check_memory, check_number, check_that, stream
+from .core import check_calls, check_counts, check_memory, check_number, check_that, stream
 from .data import Labels
-from .diffusion import as_labels, check_alike, check_samples, expand, karras_sigmas
+from .diffusion import as_labels, check_alike, check_samples, drawn_by, expand, karras_sigmas
 from .networks import device_of, noise_range
 
 # %% ../nbs/06_samplers.ipynb #493199a7
@@ -55,16 +55,13 @@ def unit_noise(noise:torch.Tensor|Sequence[int], # unit noise `(B, *dims)`, or i
                dtype:torch.dtype|None=None, # its number type; None: torch's default
               )->torch.Tensor: # `(B, *dims)`
     "Unit noise as given, or drawn in the given shape."
-    if isinstance(noise, torch.Tensor):
-        check_samples(noise, name='noise')
-        return noise
-    shape = isinstance(noise, (tuple, list)) and len(noise) > 0 and all(type(n) is int for n in noise)
-    check_that(shape, 'noise', noise, 'unit noise (B, *dims) or its shape, such as (64, 2)')
-    check_number('the number of samples', noise[0], whole=True, least=0)
-    check_counts(**{f'noise[{i}]': n for i, n in enumerate(noise) if i})
-    check_memory('the number of samples', noise[0], noise[1:])
-    device = getattr(generator, 'device', 'cpu')
-    return torch.randn(noise, generator=generator, device=device, dtype=dtype)
+    if isinstance(noise, torch.Tensor): check_samples(noise, name='noise')
+    else:
+        check_that(len(noise) > 0, 'noise', noise, 'unit noise (B, *dims) or its shape, such as (64, 2)')
+        for i, n in enumerate(noise): check_number(f'noise[{i}]', n, whole=True, least=min(i, 1), most=10**9)
+        check_memory('the number of samples', noise[0], noise[1:])
+        noise = torch.randn(noise, dtype=dtype, **drawn_by(generator))
+    return noise
 
 # %% ../nbs/06_samplers.ipynb #33794345
 def churn(x:torch.Tensor,     # noised samples `(B, *dims)`
@@ -96,7 +93,6 @@ def sample_steps(denoiser:Callable, # `D(x, sigma, cond)`
                  s_noise:float=1.,        # scale of the fresh noise
                 )->Iterator[tuple]:       # `(sigma, x)`: first the noise, last the samples at zero
     "Walk from noise to samples, level by level (EDM Algorithms 1 and 2)."
-    check_callables(denoiser=denoiser, step=step)
     check_counts(n_steps=n_steps)
     for name, value in dict(s_churn=s_churn, s_tmin=s_tmin, s_noise=s_noise).items():
         check_number(name, value, least=0)
@@ -159,7 +155,6 @@ def labels_for(network:Callable, # a network, with or without attribute `n_class
                cond:Callable|None=None, # `(n, generator) -> labels`; None: evenly over the network's classes
               )->Callable|None: # `(n, generator) -> labels`, or None if the network has no classes
     "How labels are drawn for a network."
-    check_callables(cond=cond)
     classes = getattr(network, 'n_classes', None)
     return cond if cond is not None or classes is None else Labels(classes)
 
@@ -174,22 +169,19 @@ def generate(module:Callable, # a student or a denoiser; a module computes where
             )->torch.Tensor:  # samples `(n, *dims)`, on the device of the noise
     "Samples by noise or by seed, from whatever makes them."
     if not isinstance(noise, torch.Tensor):
-        check_counts(n=noise)
         check_that(hasattr(module, 'shape'), 'module', module, 'one that knows the `shape` of a sample')
-        check_memory('n', noise, module.shape)
         generator, labels = torch.Generator().manual_seed(stream(seed, 'samples')), labels_for(module)
-        noise = torch.randn(noise, *module.shape, generator=generator)
+        noise = unit_noise((noise, *module.shape), generator)
         if cond is None and labels is not None: cond = labels(len(noise), generator)
     check_samples(noise, getattr(module, 'shape', None), 'noise')
     check_counts(batch=batch)
     if cond is not None: cond = as_labels(cond, len(noise))
+    call, device, parts = module, device_of(module, noise.device), [noise[:0]]
     if is_denoiser(module): call = lambda z, c: sample(module, z, cond=c, **options)
-    else: call = module
-    device, parts = device_of(module, noise.device), []
     for i in range(0, len(noise), batch):
         labels = None if cond is None else cond[i:i + batch].to(device)
         parts.append(call(noise[i:i + batch].to(device), labels).to(noise.device))
-    return torch.cat(parts) if parts else noise
+    return torch.cat(parts[1:] or parts)
 
 # %% ../nbs/06_samplers.ipynb #c0ca1106
 check_calls(globals())
