@@ -172,6 +172,7 @@ class Run:
                  settings:dict|tuple=(), # `{name: value}`, arguments that decide the course of the run
                 ):
         check_counts(n_steps=n_steps)
+        check_number('seed', seed, whole=True, least=0, below=2**63)
         self.n_steps, self.step, self.processes = n_steps, 0, processes
         self.torn, self.untold = False, None    # whether a step was broken off half way; see `drive`
         self.guard, self.settings = guard or Guard(), {k: plain(v) for k, v in dict(settings).items()}
