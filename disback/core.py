@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', 'check_number', 'check_counts', 'check_memory',
-           'check_callables', 'check_choice', 'stream', 'check_regular', 'check_schema', 'kinds_of', 'is_a', 'typed',
-           'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
+           'check_callables', 'check_choice', 'stream', 'check_regular', 'check_schema', 'kinds_of', 'with_article',
+           'is_a', 'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
 import collections.abc, functools, hashlib, html, inspect, itertools, math, numbers, os, stat, types
@@ -143,6 +143,10 @@ def kinds_of(annotation:Any # of a parameter
     kind = KINDS.get(kind, kind)
     return kind if isinstance(kind, tuple) else (kind,)
 
+def with_article(name:str)->str: # of a class
+    "A name as a sentence takes it."
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
 def is_a(value:Any,   # an argument
          kinds:tuple, # as `kinds_of` gives them
         )->bool:
@@ -165,7 +169,7 @@ def typed(f:Callable # with annotations
         for (name, kinds, default), value in itertools.chain(zip(order, args), named):
             if not kinds or value is default: continue
             if is_a(value, kinds): continue
-            words = dict.fromkeys(SAID.get(kind, f'a {kind.__name__}') for kind in kinds)
+            words = dict.fromkeys(SAID.get(kind, with_article(kind.__name__)) for kind in kinds)
             check_that(False, name, value, ' or '.join(words))
         return f(*args, **options)
     checked.rules = rules
@@ -261,5 +265,5 @@ def defaults(stage:str,        # 'pretrain', 'degrade', 'backtrack' or 'compare'
     return SimpleNamespace(**{k: v[kind] if isinstance(v, dict) else v for k, v in table.items()})
 
 # %% ../nbs/00_core.ipynb #c0ca1100
-for f in (printable, in_short, check_that, kinds_of, is_a, typed, check_calls): f.rules = None
+for f in (printable, in_short, check_that, kinds_of, with_article, is_a, typed, check_calls): f.rules = None
 check_calls(globals())

@@ -9,7 +9,7 @@ __all__ = ['LIMITS', 'LISTS', 'FAMILIES', 'PRECONDITIONINGS', 'SCHEDULES', 'resi
            'edm_network', 'load_edm']
 
 # %% ../nbs/14_edm.ipynb #186814e4
-import math
+import json, math
 from functools import partial
 from pathlib import Path
 from typing import Any, Sequence
@@ -501,18 +501,20 @@ def edm_network(**config:Any  # arguments of `EDMNetwork` and its U-Net
 # %% ../nbs/14_edm.ipynb #8f873e72
 def load_edm(file:str|Path,         # an official checkpoint (`.pkl`), or weights alone (see `read_weights`)
              key:str='ema',         # which network of an official checkpoint
-             config:dict|None=None, # for weights alone: arguments of `edm_network`
+             config:dict|None=None, # arguments of `edm_network`: weights alone need them, others must agree
             )->EDMNetwork:          # not training
     "Load a network of the official EDM families, strictly and without executing anything."
-    if config is None:
-        class_name, args, config, weights = read_checkpoint(file, key)
+    try: weights = read_weights(file) if config else None
+    except ValueError: weights = None    # then it is an official checkpoint, or nothing
+    if weights is None:
+        class_name, args, own, weights = read_checkpoint(file, key)
         if args: raise ValueError(f"{printable(file)}: its network was made with arguments without names, "
                                   "as the official code never does: get the file anew from its publisher")
-        config = config | dict(class_name=class_name)
-    else:
-        try: weights = read_weights(file)
-        except ValueError as e: raise ValueError(f"{e}; an official checkpoint says itself what its network "
-                                                 "is, leave `config` out there") from None
+        own = own | dict(class_name=class_name)
+        for k in own.keys() & (config or {}).keys():
+            good = json.dumps(own[k]) == json.dumps(config[k])    # a tuple is as good as a list
+            check_that(good, f'{printable(file)}: {k}', config[k], f'{own[k]}, as the file says')
+        config = own
     try: return filled(lambda: edm_network(**config), weights, 'its weights')
     except ValueError as e: raise ValueError(f"{printable(file)}: {e}") from None
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 import torch, torch._functorch.config
 from torch import nn
-from .core import (check_calls, check_callables, check_choice, check_counts, check_memory, check_number,
-                          check_that, patch, stream)
+from .core import (check_calls, check_callables, check_choice, check_counts, check_memory,
+                          check_number, check_that, patch, stream)
 from .diffusion import as_labels, denoising_loss, edm_noise, expand
 from .networks import check_network, device_of, in_words
 from .runs import EMA, Guard, OneProcess, Run, adam, decayed, load_weights
