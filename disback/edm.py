@@ -504,10 +504,12 @@ def load_edm(file:str|Path,         # an official checkpoint (`.pkl`), or weight
              config:dict|None=None, # arguments of `edm_network`: weights alone need them, others must agree
             )->EDMNetwork:          # not training
     "Load a network of the official EDM families, strictly and without executing anything."
+    weights, unread = None, None
     try: weights = read_weights(file) if config else None
-    except ValueError: weights = None    # then it is an official checkpoint, or nothing
+    except ValueError as e: unread = e    # then it is an official checkpoint, or nothing
     if weights is None:
-        class_name, args, own, weights = read_checkpoint(file, key)
+        try: class_name, args, own, weights = read_checkpoint(file, key)
+        except ValueError as e: raise unread or e from None
         if args: raise ValueError(f"{printable(file)}: its network was made with arguments without names, "
                                   "as the official code never does: get the file anew from its publisher")
         own = own | dict(class_name=class_name)
