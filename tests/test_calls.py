@@ -216,6 +216,7 @@ NUMBERS = dict(
     budget=100,
     parameters=10,
     spent=0.0,
+    looks=2,
     teacher_calls=1,
     local_batch=4,
     weights_memory=1,
@@ -247,7 +248,6 @@ TENSORS = {
     "fake_loss": lambda: torch.ones(()),
     "mismatch": lambda: torch.ones(()),
     "t": levels,
-    "c_noise": levels,
     "freqs": levels,
     "betas": lambda: torch.linspace(1e-4, 0.02, 10),
     "log_sigmas": lambda: torch.linspace(-3, 3, 10),
@@ -261,9 +261,7 @@ TENSORS = {
     "stds": lambda: torch.ones(3),
     "p": lambda: randn(6, 3).softmax(1),
     "values": lambda: randn(4).abs(),
-    "square": lambda: torch.ones(()),
     "labels": lambda: torch.arange(4) % 3,
-    "t_": levels,
     **dict.fromkeys(
         ("student_to_target", "target_to_teacher", "cross", "student_to_teacher", "fake_to_target"),
         lambda: torch.ones(4),
@@ -320,11 +318,12 @@ OBJECTS = dict(
     data=lambda: "ring",
     compute=lambda: module("options").Compute(),
     words=lambda: "words",
+    said=lambda: "words",
+    training=lambda: True,
     what=lambda: "what",
     key=lambda: "ema",
     quantity=lambda: "student_to_teacher",
     recorder=recorder,
-    record_=None,
     scheduler=lambda: None,
     reference=lambda: randn(50, 2),
     look=lambda: features,
@@ -332,7 +331,6 @@ OBJECTS = dict(
     url=lambda: "file:///not-there",
     answers=lambda: [randn(4, 2) + i for i in range(4)],
     names=lambda: ["a", "b"],
-    line=lambda: "a line",
     cls=lambda: type(net()),
     layer=lambda: torch.nn.Linear(2, 2),
     description=lambda: module("networks").describe(net()),
@@ -378,8 +376,16 @@ def table():
     return module("comparisons").summary(rows())
 
 
+def baseline():
+    return module("comparisons").by_seed(rows(), "ring-far", "diff-instruct")
+
+
 def by_seed():
-    return [*module("comparisons").by_seed(rows(), "ring-far", "diff-instruct").values()]
+    return [*baseline().values()]
+
+
+def parsed_arm():
+    return module("comparisons").parse_arm("disback:nodes=2:record=2")
 
 
 def ring():
@@ -473,12 +479,13 @@ DENOISERS = dict(
 )
 IMAGES = dict(x=lambda: image(4, 1, 8, 8))
 FOLDERS = dict(folder=lambda: run_folder("student"), run=lambda: run_folder("student"))
-DEMO = dict(data="ring", pretrain_steps=4, degrade_steps=3, steps=4)
+DEMO = dict(data="ring", pretrain_steps=4, degrade_steps=4, steps=4)
 SPECIAL = {
     "backtracking.Fixed": dict(steps=lambda: (1,)),
     "backtracking.check_arguments": dict(fake=net),
+    "backtracking.check_arrival": dict(most=lambda: [1.0, 1.0], n_steps=lambda: 5),
     "backtracking.Backtracking": SMALL,
-    "degradation.Degradation": dict(**SMALL, pool=lambda: 8, n_probe=lambda: 4),
+    "degradation.Degradation": dict(batch=lambda: 4, n_steps=lambda: 4, pool=lambda: 8, n_probe=lambda: 4),
     "degradation.Probe": dict(cond=lambda: None),
     "degradation.Every": dict(steps=lambda: 1),
     "pretraining.Pretraining": dict(**SMALL, data=lambda: randn(50, 2)),
@@ -509,17 +516,19 @@ SPECIAL = {
     "comparisons.start": dict(kind=lambda: "far"),
     "comparisons.parse_arm": dict(text=lambda: "disback:nodes=2"),
     "comparisons.file_for": dict(about=lambda: [1], ending=lambda: ".json"),
-    "comparisons.prepare": dict(
-        kind=lambda: "far", arm=lambda: module("comparisons").parse_arm("disback:nodes=2:record=2")
-    ),
+    "comparisons.prepare": dict(kind=lambda: "far", arm=parsed_arm),
     "comparisons.follow": dict(distance=lambda: lambda s: 1.0, looks=lambda: 2),
     "comparisons.run_arm": dict(protocol=protocol),
     "comparisons.compare": dict(protocol=protocol),
     "comparisons.run_pair": dict(job=lambda: ("ring-far", "diff-instruct", [0], protocol(), None)),
     "comparisons.compute_to": dict(rows=lambda: by_seed()[0], threshold=lambda: 100.0),
-    "comparisons.ratio_of_medians": dict(a=lambda: [1.0, 2.0], b=lambda: [2.0, 3.0]),
-    "comparisons.bootstrap": dict(values=lambda: [[1.0, 2.0, 3.0]]),
-    "comparisons.spread": dict(values=lambda: [[1.0, 2.0, 3.0]]),
+    **dict.fromkeys(("comparisons.price_of", "comparisons.stage1"), dict(arm=parsed_arm)),
+    "comparisons.parse_task": dict(text=lambda: "ring-far"),
+    "comparisons.path_of": dict(run=recording),
+    "comparisons.ratio": dict(a=lambda: 1.0, b=lambda: 2.0),
+    "comparisons.median_interval": dict(low=lambda: [1.0, 2.0, 3.0]),
+    "comparisons.compared": dict(ours=baseline, theirs=baseline),
+    "comparisons.spread": dict(values=lambda: [1.0, 2.0, 3.0]),
     "comparisons.by_seed": dict(arm=lambda: "diff-instruct"),
     "comparisons.text": dict(table=table),
     "comparisons.in_brackets": dict(row=lambda: table()[0], name=lambda: "end", form=lambda: ".2f"),
@@ -529,6 +538,9 @@ SPECIAL = {
     "core.stream": dict(purpose=lambda: "noise"),
     "core.check_regular": dict(file=lambda: WORLD / "plain.json"),
     "core.check_schema": dict(schema=lambda: int),
+    "core.kinds_of": dict(annotation=lambda: int),
+    "core.is_a": dict(kinds=lambda: (int,)),
+    "core.check_calls": dict(module=lambda: dict(__name__="somewhere")),
     "core.defaults": dict(stage=lambda: "pretrain"),
     "core.Table": dict(rows=lambda: [dict(a=1)]),
     "core.check_choice": dict(value=lambda: 1),
@@ -538,15 +550,17 @@ SPECIAL = {
     "data.Classes": dict(counts=lambda: [3, 2]),
     "data.Labels": dict(n_classes=lambda: 3),
     "data.labels_of": dict(source=lambda: WORLD / "classes"),
+    "data.classes_of": dict(source=lambda: WORLD / "classes"),
     "data.placed_modes": dict(name=lambda: "modes:-2,0/2,0"),
     "data.load_data": dict(name=lambda: "ring"),
     "data.split_indices": dict(y=lambda: torch.arange(9) % 3),
     "data.full_name": dict(name=lambda: "ring"),
+    "diffusion.check_alike": dict(tensors=lambda: dict(a=randn(4, 2), b=randn(4, 2))),
     "diffusion.as_labels": dict(cond=lambda: torch.arange(4) % 3),
     "edm.resized": dict(
         x=lambda: image(2, 8, 4, 4), taps=lambda: torch.ones(8, 1, 2, 2) / 4, how=lambda: "up"
     ),
-    "edm.group_norm": dict(c=lambda: 8),
+    "edm.group_norm": dict(c=lambda: 8, eps=lambda: 1e-5),
     "edm.SongUNet": dict(
         shape=lambda: [8, 1, 1],
         sizes=lambda: dict(model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=()),
@@ -558,11 +572,13 @@ SPECIAL = {
     "edm.EDMUNet": dict(
         model_channels=lambda: 8, channel_mult=lambda: (1, 1), num_blocks=lambda: 1, attn_resolutions=tuple
     ),
-    "edm.check_list": dict(value=lambda: [1, 2]),
+    "edm.vp_sigma": dict(t=lambda: 0.5),
+    "edm.iddpm_coefficients": dict(u=levels),
+    "edm.noise_range": dict(class_name=lambda: "EDMPrecond", schedule=dict),
     "edm.check_arguments": dict(config=lambda: dict(EDM_CONFIG)),
     "edm.EDMNetwork": {k: (lambda v: lambda: v)(v) for k, v in EDM_CONFIG.items()}
     | dict(
-        unet=lambda: {
+        more=lambda: {
             k: v
             for k, v in EDM_CONFIG.items()
             if k in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions")
@@ -571,11 +587,12 @@ SPECIAL = {
     "edm.edm_network": dict(config=lambda: dict(EDM_CONFIG)),
     "edm.load_edm": dict(file=lambda: WORLD / "edm.safetensors", config=lambda: dict(EDM_CONFIG)),
     "engine.tolerated": dict(rule=lambda: "stop"),
+    "evaluation.joined": dict(rows=lambda: randn(4, 2)),
     "evaluation.joined_moments": dict(own=moments),
     **dict.fromkeys(
         ("evaluation.check_statistics", "evaluation.save_statistics"), dict(sigma=lambda: torch.eye(2))
     ),
-    "evaluation.read_array": dict(archive=archive, key=lambda: "mu", ndim=lambda: 1),
+    "evaluation.read_array": dict(archive=archive, key=lambda: "mu"),
     "evaluation.load_statistics": dict(file=lambda: WORLD / "moments.npz"),
     "evaluation.quantised": IMAGES,
     "evaluation.Inception": dict(sha256=lambda: "0" * 64, version=lambda: "1"),
@@ -598,11 +615,16 @@ SPECIAL = {
     "files.load_state": dict(path=lambda: WORLD / "state.safetensors"),
     "files.read_json": dict(file=lambda: WORLD / "plain.json"),
     "files.file_digest": dict(file=lambda: WORLD / "plain.json"),
+    "files.readable": dict(file=lambda: WORLD / "plain.json"),
+    "files.filled": dict(make=lambda: net),
     "files.fingerprint": dict(skeleton=lambda: [1]),
     "files.flatten": dict(value=lambda: dict(a=torch.ones(2)), tensors=dict),
     "files.unflatten": dict(node=lambda: module("files").flatten(dict(a=1), {})),
     "files.read_weights": dict(file=lambda: WORLD / "weights.safetensors"),
     "folders.RunFolder": dict(path=fresh),
+    "folders.Lock": dict(fd=lambda: os.open(".", os.O_RDONLY)),
+    "folders.lock": dict(folder=lambda: WORLD / "images"),
+    "folders.course": dict(config=lambda: dict(source=None, inputs={})),
     "folders.load_teacher": dict(folder=lambda: WORLD / "teacher"),
     "folders.shipped": dict(folder=lambda: "recipes", ending=lambda: ".toml"),
     "images.to_pixels": dict(image=PIL_image),
@@ -616,7 +638,10 @@ SPECIAL = {
     "lab.server_command": dict(options=command("Lab")),
     "losses.get_loss": dict(loss=lambda: "dmd"),
     "metrics.image_features": IMAGES,
+    "metrics.check_images": IMAGES,
     "metrics.digit_features": IMAGES,
+    "metrics.check_features": dict(f=lambda: randn(4, 2)),
+    "metrics.count_modes": dict(modes=lambda: (randn(3, 2), 1.0)),
     "metrics.Judge": dict(real=lambda: randn(9, 2)),
     "mismatch.at_rest": dict(networks=denoisers),
     "mismatch.row_mean": DENOISERS | dict(f=lambda: lambda x, a, b: (a - b).square().sum(1)),
@@ -635,6 +660,7 @@ SPECIAL = {
     "mismatch.show_map": dict(values=lambda: randn(4, 4).abs()),
     "mismatch.cell_edges": dict(centres=lambda: torch.arange(4.0)),
     "mismatch.show_heat": dict(record=recorder),
+    "networks.check_list": dict(value=lambda: [1, 2]),
     "networks.Preconditioned": dict(config=lambda: dict(sigma_data=1.0)),
     "options.check_ranges": dict(options=command("Sample", run="x")),
     "options.in_words": dict(default=lambda: 1.0),
@@ -647,11 +673,21 @@ SPECIAL = {
     ),
     "paths.open_path": dict(folder=lambda: WORLD / "path"),
     "paths.seal": dict(manifest=lambda: dict(a=1)),
-    "paths.Node": dict(weights=lambda: weights),
-    "paths.read_nodes": dict(
-        folder=lambda: WORLD / "path",
-        rows=lambda: json.loads((WORLD / "path/path.json").read_text())["nodes"],
+    "paths.check_node": dict(
+        file=lambda: WORLD / "weights.safetensors",
+        sha256=lambda: module("files").file_digest(WORLD / "weights.safetensors"),
     ),
+    "paths.shapes_in": dict(file=lambda: WORLD / "weights.safetensors"),
+    "paths.Node": dict(weights=lambda: weights),
+    **dict.fromkeys(
+        ("paths.read_nodes", "paths.check_nodes"),
+        dict(
+            folder=lambda: WORLD / "path",
+            rows=lambda: json.loads((WORLD / "path/path.json").read_text())["nodes"],
+        ),
+    ),
+    "paths.read_manifest": dict(file=lambda: WORLD / "path/path.json"),
+    "pickles.Name": dict(module=lambda: "a"),
     "pickles.Call": dict(function=lambda: module("pickles").Name("a", "b"), args=tuple),
     "pickles.read_pickle": dict(source=lambda: pickle.dumps([1, 2])),
     "pickles.as_tensor": dict(node=tensor_node),
@@ -673,9 +709,8 @@ SPECIAL = {
     "pipelines.from_unet": dict(unet=diffusers_unet, kind=lambda: "vp"),
     "pipelines.read_config": dict(file=lambda: WORLD / "pipe/unet/config.json"),
     "pipelines.read_unet": dict(file=lambda: WORLD / "pipe/unet/config.json"),
-    "pipelines.find_file": dict(
-        folder=lambda: WORLD / "pipe", part=lambda: "unet", name=lambda: "config.json"
-    ),
+    "pipelines.check_known": dict(name=lambda: "DDPMScheduler", config=dict),
+    "pipelines.check_pixels": dict(unet=lambda: WORLD / "pipe/unet/config.json"),
     "pipelines.load_pipeline": dict(folder=lambda: WORLD / "pipe"),
     "plots.limits": dict(sets=lambda: [randn(4, 2)]),
     "plots.image_grid": IMAGES,
@@ -700,12 +735,19 @@ SPECIAL = {
     "recipes.plan_text": dict(p=plan),
     "recipes.Plan": dict(rows=list, processes=lambda: 1),
     "runs.progress": dict(iterable=lambda: [1]),
+    "runs.set_random_states": dict(states=lambda: module("runs").random_states()),
     "stages.tracker": dict(log=lambda: "no", folder=lambda: run_folder("student")),
     "stages.train": dict(folder=lambda: module("folders").RunFolder(fresh())),
     "stages.real_samples": dict(data=ring),
     "stages.row_of": dict(record=lambda: next(backtracking())),
     "stages.quality": dict(data=ring, x=lambda: randn(9, 2)),
+    "stages.judge_for": dict(data=ring),
     "stages.judge_of": dict(source=lambda: dict(name="ring"), reference=lambda: None, weights=lambda: None),
+    "stages.allowed": dict(folder=lambda: run_folder("student"), given=lambda: None),
+    "stages.name_classes": dict(options=lambda: options("Import", file=fresh(), out=fresh(), data="ring")),
+    "stages.data_to_meet": dict(
+        folder=lambda: run_folder("student"), options=lambda: options("Evaluate", run=WORLD / "student")
+    ),
     "stages.curves": dict(folder=lambda: run_folder("student"), names=lambda: ["loss"]),
     "stages.path_figure": dict(folder=lambda: run_folder("path")),
     "stages.new_network": dict(n_classes=lambda: None, config=lambda: None),
@@ -724,7 +766,7 @@ SPECIAL = {
     ),
     "stages.labels_like": dict(labels=lambda: str(WORLD / "classes"), network=lambda: net(n_classes=2)),
     "stages.degrade": dict(
-        options=lambda: options("Degrade", out=fresh(), teacher=WORLD / "teacher", n_steps=3, batch=4)
+        options=lambda: options("Degrade", out=fresh(), teacher=WORLD / "teacher", n_steps=4, batch=4)
     ),
     "stages.itinerary_of": dict(options=lambda: options("Backtrack", out=fresh(), path=WORLD / "path")),
     "stages.optimizer_of": dict(betas=lambda: (0.0, 0.9)),
@@ -735,7 +777,7 @@ SPECIAL = {
         options=lambda: options("Backtrack", out=fresh(), path=WORLD / "path", eval_n=8),
     ),
     "stages.backtrack": dict(
-        options=lambda: options("Backtrack", out=fresh(), path=WORLD / "path", n_steps=3, batch=4, eval_n=8)
+        options=lambda: options("Backtrack", out=fresh(), path=WORLD / "path", n_steps=6, batch=4, eval_n=8)
     ),
     "stages.trained": dict(run=lambda: WORLD / "student"),
     "stages.classes_of": dict(asked=lambda: None),
@@ -958,7 +1000,7 @@ def used(result, f):
     if name in ("Every", "EqualDrift"):
         return [
             result,
-            [*module("degradation").Degradation(net(), student(), result, 2, 4, pool=8, n_probe=4)],
+            [*module("degradation").Degradation(net(), student(), result, 4, 4, pool=8, n_probe=4)],
         ]
     if name == "SiD":
         return result(randn(4, 2), levels(), randn(4, 2), randn(4, 2) + 1)

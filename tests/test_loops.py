@@ -260,8 +260,8 @@ def test_pool_and_probe_are_the_students_samples():
         def forward(self, z, cond=None):
             seen.append(super().forward(z, cond))
             return seen[-1]
-    run = Degradation(teacher, moved(Watched(teacher), 1), n_steps=1, batch=BATCH, pool=40, n_probe=8,
-                      noise=Levels(-20., 0.))    # all but no noise, so the probe is the samples
+    run = Degradation(teacher, moved(Watched(teacher), 1), Every(1), n_steps=1, batch=BATCH, pool=40,
+                      n_probe=8, noise=Levels(-20., 0.))    # all but no noise, so the probe is the samples
     drawn = torch.cat(seen)
     assert len(drawn) == 48 and run.pool[0].unique(dim=0).shape == (40, 2)
     for part in (run.pool[0], run.probe.x):
@@ -437,7 +437,7 @@ def test_no_two_streams_share_their_draws():
         next(Pretraining(teacher, told("data", data), n_steps=1, batch=4, seed=seed,
                          noise=told("levels", Levels(0., 1.))))
         kind = dict(cond=told("labels", evenly), noise=told("levels", Levels(0., 1.)), batch=4, seed=seed)
-        next(Degradation(teacher, student, n_steps=1, pool=8, n_probe=4, **kind))
+        next(Degradation(teacher, student, Every(1), n_steps=1, pool=8, n_probe=4, **kind))
         next(Backtracking(student, DegradationPath.of(teacher), n_steps=1, **kind))
     for (purpose, seed), draws in seen.items():
         others = [d for key, more in seen.items() if key != (purpose, seed) for d in more]
