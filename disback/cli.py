@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Iterator
 import tyro
-from .core import check_calls
+from .core import check_calls, check_schema
 from .options import COMMANDS, Backtrack, Compare, Degrade, Demo, FromRecipe, Options, Pretrain, Run
 
 # %% ../nbs/46_cli.ipynb #150d2815
@@ -116,9 +116,11 @@ def equal_compute(folder:Any # `RunFolder` of a demo, its student trained
                  )->dict:    # `{arm: its steps of stage 2}`
     "What other arms may take to cost no more than path and student did."
     from disback.folders import RunFolder
-    stage1, stage2 = RunFolder(folder/'path'), RunFolder(folder/'student')
-    n, own = stage2.config['n_steps'], stage2.result['passes']
-    return {'diff-instruct': round(n * (stage1.result['passes'] + own) / own), 'warm-start': n}
+    def spent(stage):
+        result = RunFolder(folder/stage).result
+        return check_schema(result, {str: object, 'passes': (int, float)}, f'result of the {stage}')['passes']
+    n, own = RunFolder(folder/'student').config['n_steps'], spent('student')
+    return {'diff-instruct': round(n * (spent('path') + own) / own), 'warm-start': n}
 
 # %% ../nbs/46_cli.ipynb #0cb67859
 def demo_report(folder:Any,   # `RunFolder` of the demo

@@ -109,19 +109,20 @@ def check_schema(value:Any,  # plain data from a file
                  where:str,  # what the value is called in the message
                 )->Any:      # the value
     "Raise a `ValueError` unless plain data have the form that they must have."
-    wrong = ValueError(f"{printable(where)} is not what this library writes there, got {in_short(value)}: "
-                       "the file is truncated or altered, restore it from a copy")
+    def wrong(): # said only if it is: a long value takes its time
+        return ValueError(f"{printable(where)} is not what this library writes there, got {in_short(value)}: "
+                          "the file is truncated or altered, restore it from a copy")
     if isinstance(schema, list):
-        if not isinstance(value, list): raise wrong
+        if not isinstance(value, list): raise wrong()
         for i, item in enumerate(value): check_schema(item, schema[0], f'{where}[{i}]')
     elif isinstance(schema, dict):
-        if not isinstance(value, dict) or not schema.keys() <= {*value, str}: raise wrong
+        if not isinstance(value, dict) or not schema.keys() <= {*value, str}: raise wrong()
         for key, item in value.items():
-            if (form := schema.get(key, schema.get(str))) is None: raise wrong
+            if (form := schema.get(key, schema.get(str))) is None: raise wrong()
             check_schema(item, form, f'{where}: {key}')
     elif isinstance(schema, (type, tuple)):
-        if not isinstance(value, schema) or isinstance(value, bool) and schema is int: raise wrong
-    elif not schema(value): raise wrong
+        if not isinstance(value, schema) or isinstance(value, bool) and schema is int: raise wrong()
+    elif not schema(value): raise wrong()
     return value
 
 # %% ../nbs/00_core.ipynb #5aa10011

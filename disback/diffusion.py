@@ -128,8 +128,8 @@ class LogNormal:
     std: float = 1.2    # standard deviation of ln(sigma)
 
     def __post_init__(self):
-        check_number('mean', self.mean)
-        check_number('std', self.std, least=0)
+        check_number('mean', self.mean, least=-30, most=30)    # of logarithms: more is no finite level
+        check_number('std', self.std, least=0, most=5)
 
     def __call__(self, n:int, generator:torch.Generator|None=None)->torch.Tensor: # `(n,)`
         return (self.mean + self.std * torch.randn(n, **drawn_by(generator))).exp()

@@ -166,7 +166,8 @@ def unflatten(node:dict, # what `flatten` returned
     if kind == 'tensor': return tensors[v]
     if kind == 'dict': return {k: unflatten(x, tensors) for k, x in v}
     if kind == 'list': return [unflatten(x, tensors) for x in v]
-    return v
+    if kind == 'value': return v
+    raise ValueError(f"a state holds no {printable(kind)!r}")
 
 # %% ../nbs/08_files.ipynb #c40eddd8
 def save_state(path:str|Path, # file to write, conventionally `*.safetensors`

@@ -175,7 +175,7 @@ class LabelledSample(nn.Module):
         super().__init__()
         labels = as_labels(labels, len(points))
         check_number('the least label', int(labels.min()), least=0)
-        self.shape, self.n_classes = tuple(points.shape[1:]), Classes(labels.bincount())
+        self.shape, self.n_classes = tuple(points.shape[1:]), Classes(labels.bincount().tolist())
         self.sigma_data = points.detach().square().mean().sqrt()
         self.classes = nn.ModuleDict()
         for c in labels.unique().tolist(): self.classes[str(c)] = FiniteSample(points[labels == c])

@@ -15,7 +15,7 @@ from typing import Any, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .core import check_calls, check_choice, check_counts, check_number, check_that, patch
+from .core import check_calls, check_choice, check_counts, check_number, check_that, patch, printable
 from .data import Classes
 from .diffusion import as_labels, check_samples, expand, precondition
 
@@ -54,7 +54,7 @@ def in_words(what:str # the beginning of the sentence
     try: yield
     except (TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError, AssertionError) as e:
         reason, *_ = *str(e).splitlines(), type(e).__name__
-        raise ValueError(f"{what}: {reason}") from None
+        raise ValueError(f"{what}: {printable(reason)}") from None
 
 # %% ../nbs/05_networks.ipynb #d8376920
 def build(description:dict, # what `describe` returned
