@@ -315,7 +315,10 @@ def do_command(typed:list # what stands behind `disback`
 # %% ../nbs/46_cli.ipynb #5c460002
 class Shown:
     "Standard output for words of any origin; what could not be written is kept in `lost`."
-    def __init__(self, file:Any): self.file, self.lost = file, []    # text, such as `sys.stdout`
+    def __init__(self,
+                 file:Any): # text, such as `sys.stdout`
+        self.file, self.lost = file, []
+
     def __getattr__(self, name): return getattr(self.file, name)
 
     def write(self, text:str)->int:
