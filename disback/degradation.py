@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Probe', 'drift', 'Every', 'EqualDrift', 'crowded', 'evenly', 'Candidates', 'draw_samples', 'degradation_passes',
-           'Degradation', 'DegradationStep']
+           'check_keep', 'Degradation', 'DegradationStep']
 
 # %% ../nbs/22_degradation.ipynb #e2d3f590
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 import torch
 from torch import nn
 from .core import check_calls, check_counts, check_memory, check_number, check_that, patch
@@ -176,6 +176,15 @@ def degradation_passes(n_steps:int=_default.n_steps, # arguments of `Degradation
     samples = n_steps if pool is None else pool / batch
     return 3 * n_steps + samples + looks * n_probe / batch
 
+# %% ../nbs/22_degradation.ipynb #5aa40004
+def check_keep(keep:Any,    # which nodes stay: what has `wants` and `choose`
+               n_steps:int, # of the recording
+              )->None:
+    "Raise unless a recording of so many steps can keep its nodes."
+    rule = callable(getattr(keep, 'wants', None)) and callable(getattr(keep, 'choose', None))
+    check_that(rule, 'keep', keep, 'Every(...), EqualDrift(...) or have their methods')
+    check_number(f'n_steps with {keep}', n_steps, whole=True, least=getattr(keep, 'n', 2) - 1)
+
 # %% ../nbs/22_degradation.ipynb #b08d3134
 class Degradation(Training):
     "Fine-tune a copy of `teacher` on the samples of the frozen `student` (DisBack Algorithm 1, eq. 7)."
@@ -202,9 +211,7 @@ class Degradation(Training):
         for name, n in dict(n_probe=n_probe, pool=1 if pool is None else pool).items():
             check_counts(**{name: n})
             check_memory(name, n, teacher.shape)
-        rule = callable(getattr(keep, 'wants', None)) and callable(getattr(keep, 'choose', None))
-        check_that(rule, 'keep', keep, 'Every(...), EqualDrift(...) or have their methods')
-        check_number(f'n_steps with {keep}', n_steps, whole=True, least=getattr(keep, 'n', 2) - 1)
+        check_keep(keep, n_steps)
         self.keep, self.cond = keep, labels_for(teacher, cond)
         super().__init__(teacher, engine, n_steps, batch, seed, keep=keep, cond=self.cond, lr=lr, pool=pool,
                          noise=noise, n_probe=n_probe, optimizer=optimizer)

@@ -126,15 +126,6 @@ class FiniteSample(nn.Module):
         "Root mean square of a coordinate."
         return self.points.square().mean().sqrt()
 
-    def logits(self, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, n)`, float64
-        "Logarithm of the unnormalised posterior of each point."
-        check_samples(x, self.shape)
-        points = self.points.flatten(1).double()
-        centre = points.mean(0)
-        flat, points = x.flatten(1).double() - centre, points - centre
-        sq = flat.square().sum(1, keepdim=True) - 2 * flat @ points.T + points.square().sum(1)
-        return -sq / (2 * squared(sigma, x.double()))
-
     def log_prob(self, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B,)`
         "Logarithm of the noised density of the sample."
         n, d = self.points.flatten(1).shape
@@ -155,6 +146,17 @@ class FiniteSample(nn.Module):
     def forward(self, x:torch.Tensor, sigma:torch.Tensor, cond:None=None)->torch.Tensor: # `(B, *dims)`
         "The exact denoiser: a softmax-weighted mean of the points."
         return (x.double() + self.step(x, sigma)).to(x.dtype)
+
+# %% ../nbs/11_mixtures.ipynb #5aa40002
+@patch
+def logits(self:FiniteSample, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, n)`, float64
+    "Logarithm of the unnormalised posterior of each point."
+    check_samples(x, self.shape)
+    points = self.points.flatten(1).double()
+    centre = points.mean(0)
+    flat, points = x.flatten(1).double() - centre, points - centre
+    sq = flat.square().sum(1, keepdim=True) - 2 * flat @ points.T + points.square().sum(1)
+    return -sq / (2 * squared(sigma, x.double()))
 
 # %% ../nbs/11_mixtures.ipynb #c0ca1111
 check_calls(globals())

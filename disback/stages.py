@@ -32,7 +32,7 @@ from .evaluation import measure_samples
 from .files import digest, file_digest, save_state, write_json
 from .folders import RunFolder
 from .metrics import Judge, modes_of
-from .networks import OneStep, ResMLP, UNet
+from .networks import OneStep, ResMLP, UNet, seeded
 from .options import Backtrack, Compute, Degrade, Evaluate, Import, Options, Pretrain, Sample
 from .options import Statistics, network_config
 from .paths import MANIFEST, DegradationPath
@@ -269,8 +269,8 @@ def pretrain(options:Pretrain
     data = load_data(*named, skip_broken=options.skip_broken_images)
     source, engine = source_of(*named, options.skip_broken_images, data), engine_of(options.compute)
     options = options.filled(kind_of(data.shape))
-    torch.manual_seed(stream(options.seed, 'first weights'))    # and dropout
-    teacher = new_network(data.shape, data.n_classes, options.network)
+    with seeded(stream(options.seed, 'first weights')):
+        teacher = new_network(data.shape, data.n_classes, options.network)
     folder = begun(options, engine, source)
     if folder.result: return folder.result
     run = Pretraining(teacher, data.sample, options.n_steps, options.batch, options.lr, engine=engine,
