@@ -186,7 +186,7 @@ class Backtracking(Training):
                  n_steps:int=_default.n_steps, # steps of the student
                  batch:int=_default.batch, # samples a step
                  lr:float=_default.lr, # the student's learning rate at the start
-                 fake_lr:float=_default.fake_lr, # the fake score's (the same)
+                 fake_lr:float=_default.fake_lr, # the fake score's
                  decay:float=_default.decay, # share of the run in which both rates fall to zero
                  ratio:int=_default.ratio, # steps of the fake score to one of the student
                  noise:Callable|None=None, # `(n, generator) -> levels`; None: EDM's at the teacher's scale
@@ -216,11 +216,20 @@ class Backtracking(Training):
         self.average = engine.average(engine.place(self.student), ema)
         self.ema = self.average.module
         self.passes = backtracking_passes(n_steps, ratio, self.through, fake_noise is not None)
-        rates = ('student', self.student, lr), ('fake', self.fake, fake_lr)
-        with lent(self.student, False, True):
-            self.learners = [Learner(module, rate, engine, optimizer, decay, n_steps, name, self.through)
-                             for name, module, rate in rates]
+        self.enlist(optimizer, decay, student=lr, fake=fake_lr)
         self.parts |= {l.name: l for l in self.learners} | dict(ema=self.average, walk=self.walk)
+
+# %% ../nbs/24_backtracking.ipynb #5aa50001
+@patch
+def enlist(self:Backtracking,
+           optimizer:Callable, # `(parameters, lr) -> optimiser`
+           decay:float,        # share of the run in which the rates fall to zero
+           **rates:float,      # learning rate of each network in training, at the start
+          )->None:
+    "Let student and fake score learn."
+    with lent(self.student, False, True):
+        self.learners = [Learner(getattr(self, name), lr, self.engine, optimizer, decay, self.n_steps, name,
+                                 self.through) for name, lr in rates.items()]
 
 # %% ../nbs/24_backtracking.ipynb #404b4b54
 def check_arguments(student:nn.Module, # of one shape with all denoisers
