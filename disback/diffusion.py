@@ -48,6 +48,7 @@ WHOLE = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 def as_labels(cond:Any, # labels, one a sample: whole numbers, tensor, array or list
               n:int,    # number of samples
               n_classes:int|None=None, # they must be below; looked at on the CPU: elsewhere one would wait
+              null:bool=False, # whether -1 is one too: no class
              )->torch.Tensor: # `(n,)`, long
     "Class labels, if they are one whole number a sample."
     try:
@@ -58,8 +59,8 @@ def as_labels(cond:Any, # labels, one a sample: whole numbers, tensor, array or 
     check_that(good, 'labels', labels, f'whole numbers ({n},), one a sample (of one-hot rows: '
                'labels.argmax(1))')
     if n_classes is not None and labels.device.type == 'cpu' and not torch.compiler.is_compiling():
-        bad = [label for label in labels.tolist() if not 0 <= label < n_classes]
-        check_that(not bad, 'labels', bad, f'from 0 to {n_classes - 1}')
+        bad = [label for label in labels.tolist() if not -null <= label < n_classes]
+        check_that(not bad, 'labels', bad, f'from 0 to {n_classes - 1}' + null * ', or -1: no class')
     return labels.long()
 
 # %% ../nbs/01_diffusion.ipynb #a7604aa1

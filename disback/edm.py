@@ -456,6 +456,7 @@ class EDMNetwork(Preconditioned):
         super().__init__((img_channels, img_resolution, img_resolution), config)
         self.register_buffer('sigma_data', self.sigma_data, persistent=False)    # no tensor of a checkpoint
         self.n_classes, self.class_name, self.schedule = label_dim or None, class_name, schedule
+        self.null = bool(label_dim)
         ends = zip((sigma_min, sigma_max), noise_range(class_name, schedule))
         low, high = [float(usual if end is None else end) for end, usual in ends]
         check_that(0 <= low < high, 'sigma_max', high, f'above sigma_min, {low}')
@@ -482,7 +483,7 @@ def labels(self:EDMNetwork, x, cond): # -> one-hot `(B, label_dim)`, or None
         return None
     classes = int(self.n_classes)
     if cond is None: return x.new_zeros(len(x), classes)
-    return F.one_hot(as_labels(cond, len(x), classes), classes).to(x)
+    return F.one_hot(as_labels(cond, len(x), classes, null=True) + 1, classes + 1)[:, 1:].to(x)
 
 @patch
 def raw(self:EDMNetwork, x, c_noise, cond=None, augment=None):

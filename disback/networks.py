@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'HOMES', 'register', 'describe', 'in_words', 'build', 'Preconditioned', 'as_levels', 'NoiseEmbedding',
            'MLPBlock', 'zeroed', 'ResMLP', 'ConvBlock', 'conv_level', 'check_list', 'UNet', 'seeded', 'clone',
-           'device_of', 'lent', 'check_network', 'noise_range', 'OneStep', 'Placed']
+           'device_of', 'lent', 'check_network', 'noise_range', 'c_in', 'OneStep', 'Placed', 'guided', 'check_null',
+           'Guided']
 
 # %% ../nbs/05_networks.ipynb #296067ed
 import copy, importlib, math, threading
 from contextlib import contextmanager, nullcontext
 from itertools import chain
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
 from .core import check_calls, check_choice, check_counts, check_number, check_that, patch, printable
 from .data import Classes
-from .diffusion import as_labels, check_samples, expand, precondition
+from .diffusion import as_labels, check_samples, edm_weight, expand, precondition
 
 # %% ../nbs/05_networks.ipynb #f2f1b8e1
 NETWORKS = {} # the classes that `build` knows, by name
@@ -74,6 +75,8 @@ def build(description:dict, # what `describe` returned
 # %% ../nbs/05_networks.ipynb #b1d9ed4b
 class Preconditioned(nn.Module):
     "A raw network `raw(x, c_noise, cond)` made into a denoiser (EDM eq. 7)."
+    null = False # whether the label -1 asks it without a class
+
     def __init__(self,
                  shape:Sequence[int], # of one sample, `dims`
                  config:dict,         # the subclass's arguments, for `describe`; among them `sigma_data`, the
@@ -92,6 +95,10 @@ class Preconditioned(nn.Module):
                     )->tuple:           # `c_skip, c_out, c_in, c_noise`, each of the shape of `sigma`
         "The four numbers that wrap the raw network; a family of its own conventions writes its own."
         return precondition(sigma, self.sigma_data)
+
+    def weight(self, sigma:torch.Tensor)->torch.Tensor: # of the shape of the noise levels
+        "Weight of the network's denoising loss, `1 / c_out**2` (EDM table 1, `lambda`)."
+        return edm_weight(sigma, self.sigma_data)
 
 # %% ../nbs/05_networks.ipynb #cd6ef726
 def as_levels(sigma:torch.Tensor|float, # noise levels, `()` or `(B,)`, data units
@@ -141,7 +148,8 @@ class NoiseEmbedding(nn.Module):
         e = torch.cat([a.cos(), a.sin()], 1)
         if cond is None: return self.mlp(e)
         check_that(self.label is not None, 'cond', cond, 'None: the network was built without `n_classes`')
-        return self.mlp(e + self.label(as_labels(cond, len(e), self.label.num_embeddings)))
+        labels = as_labels(cond, len(e), self.label.num_embeddings, null=True)
+        return self.mlp(e + self.label(labels.clamp_min(0)) * (labels >= 0)[:, None]) # -1 adds nothing
 
 # %% ../nbs/05_networks.ipynb #8759230f
 class MLPBlock(nn.Module):
@@ -177,7 +185,7 @@ class ResMLP(Preconditioned):
                                       sigma_data=sigma_data))
         for name, n in dict(width=width, depth=depth).items():
             check_number(name, n, whole=True, least=1, most=10**4)
-        self.embed = NoiseEmbedding(width, n_classes)
+        self.embed, self.null = NoiseEmbedding(width, n_classes), n_classes is not None
         self.inp, self.out = nn.Linear(dim, width), zeroed(nn.Linear(width, dim))
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
 
@@ -246,7 +254,7 @@ class UNet(Preconditioned):
         if H % factor or W % factor or any(c % 8 for c in channels):
             raise ValueError(f"a U-Net with channels {tuple(channels)} needs sides divisible by {factor} and "
                              f"channels divisible by 8, got images of {H} x {W}")
-        levels = [*zip([first, *channels], channels)]
+        levels, self.null = [*zip([first, *channels], channels)], n_classes is not None
         self.embed, self.inp = NoiseEmbedding(width, n_classes), nn.Conv2d(C, first, 3, padding=1)
         self.down = nn.ModuleList(conv_level(above, c, width, blocks) for above, c in levels)
         self.mid  = ConvBlock(last, last, width)
@@ -336,6 +344,14 @@ def noise_range(network:Any # with or without attributes `sigma_min` and `sigma_
     least, most = (getattr(network, f'sigma_{end}', None) for end in ('min', 'max'))
     return float(least or 0), float(most or math.inf)
 
+# %% ../nbs/05_networks.ipynb #da2ccf8c
+def c_in(denoiser:Any,       # a denoiser; one that does not say is taken for EDM's
+         sigma:torch.Tensor, # noise level, any shape, data units
+        )->torch.Tensor:     # of the shape of `sigma`
+    "What a denoiser multiplies its input with (EDM eq. 7)."
+    own = getattr(denoiser, 'coefficients', None)
+    return own(sigma)[2] if own else precondition(sigma, getattr(denoiser, 'sigma_data', 0.5))[2]
+
 # %% ../nbs/05_networks.ipynb #a41423b3
 @register
 class OneStep(nn.Module):
@@ -346,6 +362,7 @@ class OneStep(nn.Module):
                  denoiser:nn.Module,         # the teacher; it is cloned
                  sigma_init:float|None=None, # noise level it starts from, data units; None: 5 times the
                                              # teacher's `sigma_data` (SiD: 2.5 for 0.5)
+                 unit:bool=False, # start at the network's own scale: `z` is what the raw network gets
                 ):
         super().__init__()
         check_network('denoiser', denoiser)
@@ -353,16 +370,18 @@ class OneStep(nn.Module):
         least, most = noise_range(denoiser)
         check_number('sigma_init', sigma_init, above=0, least=least, most=most)
         self.denoiser, self.sigma_init = clone(denoiser).eval(), float(sigma_init) # eval: no dropout
-        self.shape, self.n_classes = denoiser.shape, getattr(denoiser, 'n_classes', None)
+        self.shape, self.n_classes, self.unit = denoiser.shape, getattr(denoiser, 'n_classes', None), unit
 
     @property
-    def config(self): return dict(denoiser=self.denoiser, sigma_init=self.sigma_init)
+    def config(self): return dict(denoiser=self.denoiser, sigma_init=self.sigma_init, unit=self.unit)
 
     def forward(self,
                 z:torch.Tensor,  # unit noise, `(B, *dims)`
                 cond:Any=None,   # whatever the denoiser takes
                )->torch.Tensor:  # samples `(B, *dims)`
-        return self.denoiser(self.sigma_init * z, z.new_tensor(self.sigma_init), cond)
+        sigma = z.new_tensor(self.sigma_init)
+        x = z / c_in(self.denoiser, sigma) if self.unit else self.sigma_init * z
+        return self.denoiser(x, sigma, cond)
 
 # %% ../nbs/05_networks.ipynb #b6f57c2c
 @register
@@ -390,6 +409,54 @@ class Placed(nn.Module):
     def forward(self, z:torch.Tensor, cond:Any=None)->torch.Tensor: # unit noise, `(B, *dims)` -> samples
         x0 = self.student(z.reshape(len(z), *self.student.shape), cond)
         return (self.scale * x0 + self.shift).reshape(len(z), *self.shape)
+
+# %% ../nbs/05_networks.ipynb #a9553aac
+def guided(ask:Callable,       # a denoiser with an answer to label -1
+           scale:float,        # `w`; 1: as it is
+           x:torch.Tensor,     # noised samples, `(B, *dims)`
+           sigma:torch.Tensor, # noise levels, `(B,)` or `()`
+           cond:torch.Tensor|None, # class labels, `(B,)`
+          )->torch.Tensor:     # denoised samples
+    "`D_none + scale * (D_class - D_none)` (Ho and Salimans 2022, eq. 6, for denoisers)."
+    if scale == 1: return ask(x, sigma, cond)
+    labels = as_labels(cond, len(x)).to(x.device)
+    rows = x, as_levels(sigma, x), torch.full_like(labels, -1)
+    none, told = ask(*[torch.cat(both) for both in zip(rows, (*rows[:2], labels))]).chunk(2)
+    return none + scale * (told - none)
+
+# %% ../nbs/05_networks.ipynb #263a6745
+def check_null(name:str,   # what it is called in the message
+               network:Any # to be asked with and without a class
+              )->None:
+    "Raise unless a network has an answer without a class."
+    check_that(getattr(network, 'null', False), name, network, 'a network with classes that can also be '
+               'asked without one (attribute `null`, label -1)')
+
+@register
+class Guided(nn.Module):
+    "Guidance as a denoiser (Ho and Salimans 2022); with `other`, autoguidance (Karras et al. 2024)."
+    def __init__(self,
+                 denoiser:nn.Module, # has what a guided one does not have itself: shape, classes, scale, ...
+                 scale:float,        # `w`; 1: the denoiser itself
+                 other:nn.Module|None=None, # asked in place of the denoiser without a class
+                ):
+        super().__init__()
+        check_number('scale', scale)
+        check_network('denoiser', denoiser)
+        if other is None: check_null('denoiser', denoiser)
+        self.denoiser, self.other, self.scale = denoiser, other, scale
+        self.config = dict(denoiser=denoiser, scale=scale, other=other)
+
+    def __getattr__(self, name):
+        try: return super().__getattr__(name)
+        except AttributeError:
+            if name == 'denoiser': raise
+            return getattr(self.denoiser, name)
+
+    def forward(self, x:torch.Tensor, sigma:torch.Tensor|float, cond:torch.Tensor|None=None)->torch.Tensor:
+        if self.other is None: return guided(self.denoiser, self.scale, x, sigma, cond)
+        far = self.other(x, sigma, cond)
+        return far + self.scale * (self.denoiser(x, sigma, cond) - far)
 
 # %% ../nbs/05_networks.ipynb #c0ca1105
 check_calls(globals())
