@@ -169,12 +169,13 @@ def degradation_passes(n_steps:int=_default.n_steps, # arguments of `Degradation
                        pool:int|None=4096,  # student samples drawn once
                        keep:Every|EqualDrift=EqualDrift(), # which steps are candidates
                        n_probe:int=128,     # samples of the probe
+                       checkpoint:bool=False, # whether blocks are computed anew on the way back
                       )->float:
     "Forward passes of a batch that stage 1 costs."
     check_number('n_steps', n_steps, whole=True, least=1, most=10**7)
     looks = sum(keep.wants(s) or s == n_steps for s in range(n_steps + 1))
     samples = n_steps if pool is None else pool / batch
-    return 3 * n_steps + samples + looks * n_probe / batch
+    return (3 + checkpoint) * n_steps + samples + looks * n_probe / batch
 
 # %% ../nbs/22_degradation.ipynb #5aa40004
 def check_keep(keep:Any,    # which nodes stay: what has `wants` and `choose`
@@ -200,6 +201,7 @@ class Degradation(Training):
                  pool:int|None=4096,    # student samples drawn once; None: fresh ones every step
                  noise:Callable|None=None, # `(n, generator) -> levels`; None: EDM's, at the teacher's scale
                  cond:Callable|None=None, # `(n, generator) -> labels`; None: evenly over all classes
+                 none:float=0.,         # share of rows whose class the nodes are not told, for guidance later
                  n_probe:int=128,       # samples on which drift is measured
                  optimizer:Callable=adam, # `(parameters, lr) -> optimiser`
                  folder:str|Path|None=None, # where candidates wait as files; None: in memory
@@ -213,11 +215,11 @@ class Degradation(Training):
             check_memory(name, n, teacher.shape)
         check_keep(keep, n_steps)
         self.keep, self.cond = keep, labels_for(teacher, cond)
-        super().__init__(teacher, engine, n_steps, batch, seed, keep=keep, cond=self.cond, lr=lr, pool=pool,
-                         noise=noise, n_probe=n_probe, optimizer=optimizer)
+        super().__init__(teacher, engine, n_steps, batch, seed, none, keep=keep, cond=self.cond, lr=lr,
+                         pool=pool, noise=noise, n_probe=n_probe, optimizer=optimizer)
         check_shape(student.shape, teacher)
         self.scale(teacher, noise)
-        self.passes = degradation_passes(n_steps, batch, pool, keep, n_probe)
+        self.passes = degradation_passes(n_steps, batch, pool, keep, n_probe, self.engine.checkpoint)
         self.ask(student if in_place else clone(student, trainable=False), n_probe, pool)
         self.degraded = teacher if in_place else clone(teacher).eval()
         self.candidates = Candidates(keep, folder, self.processes)
@@ -273,11 +275,12 @@ def advance(self:Degradation)->DegradationStep:
     self.engine.begin()
     start, cond = self.start()
     sigma, eps, losses = self.noise(self.batch, self.generator), self.normal(*start.shape), []
+    told = self.told(cond)
     with lent(self.degraded, False, True):
-        for last, (x0, sigma, eps, cond) in self.engine.split(start, sigma, eps, cond):
+        for last, (x0, sigma, eps, cond, told) in self.engine.split(start, sigma, eps, cond, told):
             if self.pool is None:
                 with torch.no_grad(), lent(self.student, False): x0 = self.student(x0, cond)
-            losses.append(self.denoise(self.learner, last, x0, sigma, eps, cond, student=x0))
+            losses.append(self.denoise(self.learner, last, x0, sigma, eps, told, student=x0))
         done = self.step + 1
         ended = done == self.n_steps
         if ended or self.keep.wants(done): self.candidates.add(done, self.degraded, self.probe, ended)

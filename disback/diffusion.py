@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHOLE', 'expand', 'check_samples', 'check_alike', 'as_labels', 'score_from_denoised', 'denoised_from_score',
            'eps_from_denoised', 'denoised_from_eps', 'v_from_denoised', 'denoised_from_v', 'drawn_by', 'LogNormal',
-           'edm_noise', 'karras_sigmas', 'KarrasNoise', 'precondition', 'edm_weight', 'denoising_loss']
+           'edm_noise', 'karras_sigmas', 'KarrasNoise', 'StepNoise', 'precondition', 'edm_weight', 'denoising_loss']
 
 # %% ../nbs/01_diffusion.ipynb #7f5277ba
 import math
@@ -176,6 +176,32 @@ class KarrasNoise:
         a, b = self.sigma_min**(1/self.rho), self.sigma_max**(1/self.rho)
         return (a + u * (b - a))**self.rho
 
+# %% ../nbs/01_diffusion.ipynb #95eac60c
+@dataclass(frozen=True)
+class StepNoise:
+    "Noise levels drawn evenly over the time steps of a schedule (DMD2; SiD-LSG)."
+    sigmas: Sequence[float]|torch.Tensor # of the time steps, ascending, data units, `(T,)`
+    lo: float = 0.02 # first step, as a share of them all
+    hi: float = 0.98 # last step, likewise
+
+    def __post_init__(self):
+        check_number('lo', self.lo, least=0, below=1)
+        check_number('hi', self.hi, least=self.lo, most=1)
+        try: sigmas = tuple(map(float, self.sigmas))
+        except (TypeError, ValueError): sigmas = ()
+        drawn = sigmas[int(self.lo * len(sigmas)):int(self.hi * len(sigmas)) + 1]
+        good = len(drawn) > 0 and 0 < drawn[0] and drawn[-1] < math.inf and [*sigmas] == sorted(sigmas)
+        check_that(good, 'sigmas', self.sigmas, 'noise levels in ascending order, finite between lo and hi')
+        self.__dict__.update(sigmas=sigmas, drawn=drawn) # the class is frozen
+
+    def __repr__(self):
+        ends = ' '.join(f'{self.sigmas[at]:.4g}' for at in (0, len(self.sigmas) // 2, -1))
+        return f'StepNoise({len(self.sigmas)} levels {ends}, lo={self.lo}, hi={self.hi})'
+
+    def __call__(self, n:int, generator:torch.Generator|None=None)->torch.Tensor: # `(n,)`
+        i = torch.randint(len(self.drawn), (n,), **drawn_by(generator))
+        return torch.tensor(self.drawn, device=i.device)[i]
+
 # %% ../nbs/01_diffusion.ipynb #130ddf8b
 def precondition(sigma:torch.Tensor,            # noise level, any shape
                  sigma_data:torch.Tensor|float, # standard deviation of the data, in data units
@@ -195,12 +221,11 @@ def edm_weight(sigma:torch.Tensor,     # noise level, any shape
 
 def denoising_loss(denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
                    x0:torch.Tensor,       # the clean samples, `(B, *dims)`
-                   sigma:torch.Tensor,    # noise levels, `(B,)` or `()`
-                   sigma_data:torch.Tensor|float, # standard deviation of the data, in data units
+                   weight:torch.Tensor,   # of each noise level, `(B,)` or `()`: the network's `weight(sigma)`
                   )->torch.Tensor:        # scalar: mean over batch and dimensions
     "Weighted squared error of a denoiser (EDM eq. 2 and 8)."
     check_alike(denoised=denoised, x0=x0)
-    return (edm_weight(expand(sigma, x0), sigma_data) * (denoised - x0)**2).mean()
+    return (expand(weight, x0) * (denoised - x0)**2).mean()
 
 # %% ../nbs/01_diffusion.ipynb #c0ca1101
 check_calls(globals())

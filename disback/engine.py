@@ -13,8 +13,8 @@ import torch, torch._functorch.config
 from torch import nn
 from .core import (check_calls, check_callables, check_choice, check_counts, check_memory,
                           check_number, check_that, patch, stream)
-from .diffusion import as_labels, denoising_loss, edm_noise, expand
-from .networks import check_network, device_of, in_words
+from .diffusion import as_labels, denoising_loss, drawn_by, edm_noise, edm_weight, expand
+from .networks import check_network, check_null, device_of, in_words
 from .runs import EMA, Guard, OneProcess, Run, adam, decayed, load_weights
 
 # %% ../nbs/10_engine.ipynb #fd46ddac
@@ -111,6 +111,8 @@ class Engine:
     channels_last: bool = False # memory layout of images: channels innermost, as a GPU's convolutions like it
     compile: bool|str = False   # True or a mode of `torch.compile`; 'reduce-overhead': with CUDA graphs
     pieces: int = 1             # a batch goes through in so many pieces: less memory, the same gradient
+    clip: float|None = None     # norm to which longer gradients of a network are shortened; None: as they are
+    checkpoint: bool = False    # forget what blocks computed, compute it anew on the way back: less memory
     bf16_target: bool = False   # keep the target's weights in bf16: 2 bytes a parameter instead of 4
     cpu_average: bool = False   # keep the average on the CPU: 4 bytes a parameter less, a copy a step
     shard: bool = False         # several processes: weights and optimisers shared out (FSDP), not copied
@@ -122,6 +124,7 @@ class Engine:
         check_choice('precision', self.precision, ('fp32', 'tf32', 'bf16'))
         check_choice('mode of compilation', self.compile, (False, True, *MODES))
         check_counts(pieces=self.pieces, look_every=1 if self.look_every is None else self.look_every)
+        check_number('clip', 1. if self.clip is None else self.clip, above=0)
         for name, value in vars(self).items():
             flag = isinstance(getattr(Engine, name, None), bool) and name != 'compile'
             check_that(not flag or isinstance(value, bool), name, value, 'True or False')
@@ -207,6 +210,15 @@ def average(self:Engine, module:nn.Module, std:float)->EMA:
     if self.processes.shard: self.processes.wrap(ema.module)
     return ema
 
+# %% ../nbs/10_engine.ipynb #8736b26f
+@patch
+def recompute(self:Engine, module:nn.Module)->None: # one that is trained
+    "Let a network forget what its blocks computed, if that is wished; one that can has `checkpointing(on)`."
+    able = [m for m in module.modules() if hasattr(m, 'checkpointing')] if self.checkpoint else []
+    check_that(able or not self.checkpoint, 'a network trained with checkpoint=True', module,
+               'one with a method `checkpointing(on)`, itself or in a part of it')
+    for m in able: m.checkpointing(True)
+
 # %% ../nbs/10_engine.ipynb #3f3794a1
 @patch
 def begin(self:Engine)->None:
@@ -229,6 +241,7 @@ class Learner:
                  optimizer:Callable=adam, # `(parameters, lr) -> optimiser`
                  decay:float=0.,   # share of the run over which the rate falls to zero
                  n_steps:int=1,    # steps of the run
+                 warm_up:int=0,    # steps over which the rate rises first
                  name:str='network', # what a guard calls it
                  through:bool=False, # its loss goes through others too, whose gradients are not wanted
                 ):
@@ -236,11 +249,13 @@ class Learner:
         check_that(callable(optimizer), 'optimizer', optimizer, 'a function (parameters, lr) -> optimiser')
         check_number('learning rate', lr, above=0)
         check_number('decay', decay, least=0, most=1)
-        self.engine, self.lr, self.decay, self.n_steps = engine or Engine(), lr, decay, n_steps
+        check_number('warm_up', warm_up, whole=True, least=0)
+        self.engine, self.rate = engine or Engine(), lambda step: decayed(lr, step, n_steps, decay, warm_up)
         self.name, self.through, processes = name, through, self.engine.processes
         if through and processes.shard:
             raise ValueError("a loss that goes through the fake score (SiD) cannot be trained sharded: "
                              "leave `shard` out")
+        self.engine.recompute(module)
         self.module = self.engine.place(module).requires_grad_()
         self.wrapped = processes.wrap(module)
         self.parameters = [*module.parameters()]
@@ -250,6 +265,13 @@ class Learner:
                    self.optimizer, 'a torch.optim.Optimizer')
 
     def __call__(self, x:torch.Tensor, *args:Any)->torch.Tensor: return self.call(x, *args)
+
+# %% ../nbs/10_engine.ipynb #67ccbe65
+@patch
+def weight(self:Learner, sigma:torch.Tensor)->torch.Tensor: # of the shape of the noise levels
+    "Weight of the network's denoising loss."
+    own = getattr(self.module, 'weight', None)
+    return own(sigma) if callable(own) else edm_weight(sigma, getattr(self.module, 'sigma_data', 0.5))
 
 # %% ../nbs/10_engine.ipynb #8577412f
 @patch
@@ -269,11 +291,12 @@ def backward(self:Learner, loss:torch.Tensor): # of a piece, a mean over its row
 # %% ../nbs/10_engine.ipynb #3ab93506
 @patch
 def update(self:Learner, step:int)->torch.Tensor: # norm of the gradient, `()`, on the device
-    "Take an optimiser step if the gradient is finite; forget the gradient."
+    "Take an optimiser step if the gradient is finite, shortened if it is to be; forget the gradient."
     norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
     if hasattr(norm, 'full_tensor'): norm = norm.full_tensor()
-    lr = decayed(self.lr, step, self.n_steps, self.decay)
-    for group in self.optimizer.param_groups: group['lr'] = lr
+    if (most := self.engine.clip) is not None:
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, most, norm)
+    for group in self.optimizer.param_groups: group['lr'] = self.rate(step)
     if getattr(self.optimizer, '_step_supports_amp_scaling', False):
         self.optimizer.found_inf = (~norm.isfinite()).float()
         self.optimizer.step()
@@ -306,14 +329,17 @@ class Training(Run):
                  n_steps:int,        # optimiser steps
                  batch:int,          # samples a step
                  seed:int,           # of the run's own generator
+                 none:float=0.,      # share of rows whose class a denoiser is not told as it learns
                  **settings:Any,     # what else decides the course of the run
                 ):
         check_counts(batch=batch, n_steps=n_steps)
         check_memory('batch', batch, network.shape)
         check_that(engine is None or isinstance(engine, Engine), 'engine', engine, 'an Engine(...) or None')
         check_callables(**{k: settings.get(k) for k in ('noise', 'fake_noise', 'cond')})
-        self.engine, self.batch = Engine() if engine is None else engine, batch
-        device, settings = self.engine.device_for(network), settings | dict(batch=batch, seed=seed)
+        check_number('none', none, least=0, below=1)
+        self.engine, self.batch, self.none = Engine() if engine is None else engine, batch, none
+        settings |= dict(batch=batch, seed=seed, none=none, clip=self.engine.clip)
+        device = self.engine.device_for(network)
         super().__init__(n_steps, stream(seed, self.purpose), device, self.engine.processes,
                          self.engine.guard(device), settings)
 
@@ -323,7 +349,8 @@ def scale(self:Training,
           network:nn.Module, # a denoiser, of data with root mean square `sigma_data`, 0.5 if it is silent
           noise:Callable|None, # `(n, generator) -> noise levels`; None: EDM's
          )->None:
-    "Take noise levels and loss at the scale of a network's data."
+    "Take noise levels at the scale of a network's data; see that it can be asked as the run will ask it."
+    if self.none: check_null('the network of a run with none > 0', network)
     self.sigma_data = float(getattr(network, 'sigma_data', 0.5))
     self.noise = edm_noise(self.sigma_data) if noise is None else noise
 
@@ -348,6 +375,13 @@ def labels(self:Training, n:int)->torch.Tensor|None: # `(n,)`
     "Class labels by the run's rule `cond`, from its own generator; None if there is no rule."
     return None if self.cond is None else as_labels(self.cond(n, self.generator), n)
 
+@patch
+def told(self:Training, cond:torch.Tensor|None)->torch.Tensor|None: # `(B,)` both
+    "Class labels as a denoiser is told them as it learns: of a share `none` of rows it is told no class, -1."
+    if not self.none: return cond
+    silent = torch.rand(len(cond), **drawn_by(self.generator)) < self.none
+    return cond.masked_fill(silent.to(cond.device), -1)
+
 # %% ../nbs/10_engine.ipynb #00904ba2
 @patch
 def denoise(self:Training,
@@ -370,7 +404,7 @@ def pull(self:Training, learner:Learner, last:bool, x0:torch.Tensor, sigma:torch
          denoised:torch.Tensor, # the learner's guess, with its graph
          **seen:torch.Tensor)->torch.Tensor:
     "Pull a guess towards the clean samples; after the last piece, take the step; let the guard watch."
-    loss = denoising_loss(denoised, x0, sigma, self.sigma_data)
+    loss = denoising_loss(denoised, x0, learner.weight(sigma))
     self.guard.watch(self.step, sigma, **seen, **self.learn(learner, last, loss))
     return loss.detach()
 

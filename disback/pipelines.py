@@ -203,6 +203,17 @@ def coefficients(self:DiffusersUNet, sigma):
     return as_consistency(sigma, self.sigma_data, c['sigma_min'], c['time_scale'])
 
 @patch
+def weight(self:DiffusersUNet, sigma):
+    if self.config['kind'] == 'vp': return self.coefficients(sigma)[1]**-2
+    return Preconditioned.weight(self, sigma) # as EDM writes it
+
+@patch
+def checkpointing(self:DiffusersUNet, on:bool=True):
+    "Let the U-Net forget what its blocks computed, and compute it anew on the way back, or not."
+    if on: self.unet.enable_gradient_checkpointing()
+    else: self.unet.disable_gradient_checkpointing()
+
+@patch
 def raw(self:DiffusersUNet, x, time, cond=None):
     if self.config['time_embedding_type'] == 'learned': time = time.round().long()    # a table of whole steps
     out = self.unet(x, time, class_labels=unet_labels(self.unet, x, cond), return_dict=False)[0]

@@ -59,7 +59,7 @@ def check_labels(cond:torch.Tensor|None, # a batch's labels, `(B,)`
         has, give = 'no' if n is None else n, 'no labels' if cond is None else 'labels'
         raise ValueError(f"the network has {has} classes, but the data give {give}: build a network that "
                          "fits, or load the data with or without labels, as it wants them")
-    as_labels(cond.cpu(), len(cond), n)
+    as_labels(cond.cpu(), len(cond), n, getattr(network, 'null', False))
 
 # %% ../nbs/12_pretraining.ipynb #3b8bc041
 _default = defaults('pretrain')
@@ -75,7 +75,9 @@ class Pretraining(Training):
                  batch:int=_default.batch, # samples a step
                  lr:float=_default.lr, # learning rate at the start
                  decay:float=0.7,    # share of the run over which it falls to zero
+                 warm_up:int=0,      # steps over which it rises first
                  noise:Callable|None=None, # `(n, generator) -> levels`; None: EDM's, at the data's scale
+                 none:float=0.,      # share of rows whose class is not told, for guidance later
                  ema:float=0.05,     # relative width of the average `run.ema`
                  optimizer:Callable=adam, # `(parameters, lr) -> optimiser`
                  engine:Engine|None=None, # device, precision, pieces; None: where the network is, float32
@@ -83,8 +85,8 @@ class Pretraining(Training):
                  in_place:bool=True, # train the given network; False: a copy, `run.network`
                 ):
         check_network('network', network)
-        super().__init__(network, engine, n_steps, batch, seed,
-                         lr=lr, decay=decay, noise=noise, ema=ema, optimizer=optimizer)
+        super().__init__(network, engine, n_steps, batch, seed, none, lr=lr, decay=decay, warm_up=warm_up,
+                         noise=noise, ema=ema, optimizer=optimizer)
         self.data, self.data_generator = as_sampler(data), self.draws('data', 'cpu')
         x0, cond = take(self.data, 4096, self.draws('scale', 'cpu'), self.generator.device)
         check_shape(x0.shape[1:], network)
@@ -95,7 +97,7 @@ class Pretraining(Training):
         self.average = self.engine.average(self.engine.place(self.network), ema)
         self.ema = self.average.module
         with lent(self.network, True, True):
-            self.learner = Learner(self.network, lr, self.engine, optimizer, decay, n_steps, 'network')
+            self.learner = Learner(self.network, lr, self.engine, optimizer, decay, n_steps, warm_up)
         self.parts |= dict(network=self.learner, ema=self.average, data=GeneratorState(self.data_generator))
 
 # %% ../nbs/12_pretraining.ipynb #6e6fd517
@@ -110,7 +112,7 @@ def advance(self:Pretraining)->PretrainingStep:
     self.engine.begin()
     device, drops = self.generator.device, f'dropout {self.step} {self.processes.rank}'
     x0, cond = take(self.data, self.batch, self.data_generator, device)
-    sigma, eps = self.noise(len(x0), self.generator), self.normal(*x0.shape)
+    sigma, eps, cond = self.noise(len(x0), self.generator), self.normal(*x0.shape), self.told(cond)
     with lent(self.network, True, True), seeded(stream(self.settings['seed'], drops), device):
         losses = [self.denoise(self.learner, last, *piece, data=piece[0])
                   for last, piece in self.engine.split(x0, sigma, eps, cond)]

@@ -285,8 +285,10 @@ def decayed(lr:float,    # learning rate at the start
             step:int,    # steps taken
             n_steps:int, # steps in all
             decay:float, # share of the run over which the rate falls to zero; 0: never
+            warm_up:int=0, # steps over which it rises first: `lr / warm_up`, twice that, ...
            )->float:     # learning rate of the next step
-    "Constant, then linearly down to zero over the last share `decay` of the run."
+    "Linearly up, constant, then linearly down to zero over the last share `decay` of the run."
+    if warm_up > 0: lr = lr * min(1., (step + 1) / warm_up)
     return lr if decay <= 0 else lr * min(1., (n_steps - step) / (decay * n_steps))
 
 # %% ../nbs/09_runs.ipynb #7b3fc442
