@@ -371,7 +371,7 @@ def measure(self:MismatchRecorder, run:Any)->MismatchRecord: # a `Backtracking` 
     g, device = torch.Generator().manual_seed(stream(self.seed, 'recorder')), device_of(run.target)
     z = torch.randn(self.n, *run.student.shape, generator=g).to(device)
     cond = None if run.cond is None else run.cond(self.n, g).to(device)
-    target = run.walk.ask if run.engine.bf16_target else run.target # weights in bf16 need its cast
+    target = run.walk.call if run.engine.bf16_target else run.target # weights in bf16 need its cast
     if device_of(self.teacher, device) != device:
         self.teacher = clone(self.teacher, trainable=False).to(device)
     with at_rest(run.student, run.target):

@@ -1,8 +1,8 @@
 """Pretraining and both stages against loops written from the formulas, in double precision.
 
 The library's runs compute in float32. What they draw is drawn again from a copy of the run's generator, in
-the documented order: the student's noise, labels, noise levels, unit noise. The loops share the raw networks
-with the library, and nothing else."""
+the documented order: the student's noise, labels, noise levels, unit noise, whose class is not told. The
+loops share the networks' weights with the library, and nothing else."""
 import copy
 import math
 
@@ -68,21 +68,42 @@ class Draws:
     def normal(self): return torch.randn(BATCH, 2, generator=self.generator).double()
     def levels(self, noise): return noise(BATCH, self.generator).double()
     def labels(self, wanted): return evenly(BATCH, self.generator) if wanted else None
+    def told(self, cond, none):
+        """Labels, and -1 for a share of the rows."""
+        if not none: return cond
+        return torch.where(torch.rand(BATCH, generator=self.generator) < none, -1, cond)
     def check(self):
         """The step drew this and nothing else."""
         assert torch.equal(self.generator.get_state(), self.run.generator.get_state())
+
+
+def raw(net, x, c_noise, cond):
+    """The raw network, whose table of classes gets a row of zeros for label -1."""
+    e = torch.cat([f(c_noise[:, None] * net.embed.freqs) for f in (torch.cos, torch.sin)], 1)
+    if cond is not None: e = e + torch.cat([net.embed.label.weight, 0 * e[:1]])[cond]
+    e, h = net.embed.mlp(e), net.inp(x)
+    for block in net.blocks: h = block(h, e)
+    return net.out(torch.nn.functional.silu(h))
 
 
 def D(net, x, sigma, cond=None):
     """EDM eq. 7."""
     data, s = float(net.sigma_data), sigma[:, None]
     norm = (s**2 + data**2).sqrt()
-    return (data / norm)**2 * x + s * data / norm * net.raw(x / norm, sigma.log() / 4, cond)
+    return (data / norm)**2 * x + s * data / norm * raw(net, x / norm, sigma.log() / 4, cond)
+
+
+def guided(net, x, sigma, cond, scale):
+    """Ho and Salimans 2022, for denoisers."""
+    if scale == 1: return D(net, x, sigma, cond)
+    return scale * D(net, x, sigma, cond) + (1 - scale) * D(net, x, sigma, torch.full_like(cond, -1))
 
 
 def G(student, z, cond=None):
-    """DisBack section 4."""
-    return D(student.denoiser, student.sigma_init * z, z.new_full((len(z),), student.sigma_init), cond)
+    """DisBack section 4, or with unit noise into the raw network."""
+    start, data = student.sigma_init, float(student.denoiser.sigma_data)
+    x = z * (math.sqrt(start**2 + data**2) if student.unit else start)
+    return D(student.denoiser, x, z.new_full((len(z),), start), cond)
 
 
 def denoising(net, x0, sigma, denoised):
@@ -110,14 +131,21 @@ class Adam(Sgd):
             p.data -= lr * self.m[i] / (1 - a**t) / ((self.v[i] / (1 - b**t)).sqrt() + 1e-8)
 
 
-def descend(rule, loss, lr):
+def descend(rule, loss, lr, clip=None):
     """One step down a loss."""
-    rule.step(torch.autograd.grad(loss, rule.parameters, retain_graph=True), lr)
+    rule.step(shortened(torch.autograd.grad(loss, rule.parameters, retain_graph=True), clip), lr)
 
 
-def rate(lr, step, n_steps, decay):
-    """Constant, then straight down to zero over the last part."""
-    return lr * (min(1., (n_steps - step) / (decay * n_steps)) if decay else 1.)
+def rate(lr, step, n_steps, decay, warm_up=0):
+    """Straight up, constant, then straight down to zero over the last part."""
+    up = (step + 1) / warm_up if step < warm_up else 1.
+    return lr * up * (min(1., (n_steps - step) / (decay * n_steps)) if decay else 1.)
+
+
+def shortened(grads, clip):
+    """All of a network's gradients as one vector, no longer than `clip`."""
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    return [g * clip / norm for g in grads] if clip and norm > clip else grads
 
 
 class Average:
@@ -157,7 +185,8 @@ def same(value, wanted):
 
 # Pretraining
 
-def pretrain(net, sigma_data, noise, lr, decay, rule, pieces=1, classes=False, **options):
+def pretrain(net, sigma_data, noise, lr, decay, rule, pieces=1, classes=False, none=0., warm_up=0, clip=None,
+             **options):
     """A run of the library and the loop, side by side."""
     batches, cloud = [], 1.5 + torch.randn(50, 2, generator=torch.Generator().manual_seed(9))
     def data(n, generator):
@@ -166,7 +195,7 @@ def pretrain(net, sigma_data, noise, lr, decay, rule, pieces=1, classes=False, *
         return (cloud[i], i % K) if classes else cloud[i]
     start = copy.deepcopy(net)
     run = Pretraining(net, data, n_steps=STEPS, batch=BATCH, lr=lr, decay=decay, noise=noise, ema=EMA_STD,
-                      engine=Engine(pieces=pieces), seed=4, **options)
+                      engine=Engine(pieces=pieces, clip=clip), seed=4, none=none, warm_up=warm_up, **options)
     hand, noise = double(start), noise or edm_levels(sigma_data)
     hand.sigma_data.fill_(sigma_data)
     rule, average = rule(hand), Average(hand, EMA_STD)
@@ -174,10 +203,11 @@ def pretrain(net, sigma_data, noise, lr, decay, rule, pieces=1, classes=False, *
         draws = Draws(run)
         record = next(run)
         (x0, cond), sigma, eps = batches[-1], draws.levels(noise), draws.normal()
+        cond = draws.told(cond, none)
         draws.check()
         loss = denoising(hand, x0, sigma, D(hand, x0 + sigma[:, None] * eps, sigma, cond))
         same(record.loss, loss)
-        descend(rule, loss, rate(lr, step, STEPS, decay))
+        descend(rule, loss, rate(lr, step, STEPS, decay, warm_up), clip)
         average.update(hand)
     agree(net, hand, start)
     agree(run.ema, average.module, start)
@@ -192,6 +222,13 @@ def test_pretraining(sigma_data, noise, pieces):
 
 def test_pretraining_with_classes():
     pretrain(network(2., n_classes=K), 2., None, .02, 0., Sgd, classes=True, optimizer=sgd)
+
+
+@pytest.mark.parametrize("more", (dict(none=.5, classes=True), dict(warm_up=4, decay=.5), dict(clip=.5)))
+def test_pretraining_with_a_share_without_a_class_a_warm_up_or_clipping(more):
+    decay = more.pop("decay", 0.)
+    pretrain(network(2., n_classes=K if "none" in more else None), 2., None, .02, decay, Sgd, pieces=4,
+             optimizer=sgd, **more)
 
 
 def test_pretraining_as_it_is_by_default_uses_adam():
@@ -219,14 +256,15 @@ def test_an_average_has_the_networks_own_buffers():
 
 @pytest.mark.parametrize("pieces", (1, 4))
 @pytest.mark.parametrize("pool", (40, None))
-@pytest.mark.parametrize("sigma_data, noise, classes", ((1., None, True), (2., None, False),
-                                                       (2., Levels(.3, .7), False)))
-def test_degradation(sigma_data, noise, classes, pool, pieces):
+@pytest.mark.parametrize("sigma_data, noise, classes, none, unit", (
+    (1., None, True, 0., False), (2., None, False, 0., True), (2., Levels(.3, .7), False, 0., False),
+    (2., None, True, .4, True)))
+def test_degradation(sigma_data, noise, classes, none, unit, pool, pieces):
     teacher, lr = network(sigma_data, n_classes=K if classes else None), .02
-    student = moved(OneStep(teacher), 1)
+    student = moved(OneStep(teacher, unit=unit), 1)
     run = Degradation(teacher, student, keep=Every(2), n_steps=STEPS, batch=BATCH, lr=lr, pool=pool,
                       n_probe=8, noise=noise, cond=evenly if classes else None, optimizer=sgd, seed=3,
-                      engine=Engine(pieces=pieces))
+                      none=none, engine=Engine(pieces=pieces))
     hand, frozen, noise = double(teacher), double(student), noise or edm_levels(sigma_data)
     rule, (x, sigma, cond) = Sgd(hand), run.probe
     ask = lambda: D(hand, x.double(), sigma.double(), cond).detach()
@@ -242,6 +280,7 @@ def test_degradation(sigma_data, noise, classes, pool, pieces):
             z, c = draws.normal(), draws.labels(classes)
             x0 = G(frozen, z, c).detach()
         s, eps = draws.levels(noise), draws.normal()
+        c = draws.told(c, none)
         draws.check()
         loss = denoising(hand, x0, s, D(hand, x0 + s[:, None] * eps, s, c))
         same(record.loss, loss)
@@ -273,10 +312,12 @@ def test_pool_and_probe_are_the_students_samples():
 
 class Hand:
     """Stage 2 by hand: DisBack Algorithm 2 for one target after another."""
-    def __init__(self, student, fake, loss, lr, fake_lr, decay, ratio, noise, fake_noise, classes, rule=Sgd):
+    def __init__(self, student, fake, loss, lr, fake_lr, decay, ratio, noise, fake_noise, classes, rule=Sgd,
+                 none=0., warm_up=0, clip=None):
         self.student, self.fake, self.target, self.loss = double(student), double(fake), double(fake), loss
         self.lr, self.fake_lr, self.decay, self.ratio = lr, fake_lr, decay, ratio
-        self.noise, self.fake_noise, self.classes = noise, fake_noise, classes
+        self.noise, self.fake_noise, self.classes = noise, fake_noise or (noise if none else None), classes
+        self.none, self.warm_up, self.clip, self.scale = none, warm_up, clip, 1.
         self.rules, self.average = [rule(self.student), rule(self.fake)], Average(self.student, EMA_STD)
 
     def aim(self, weights): self.target.load_state_dict({k: v.double() for k, v in weights.items()})
@@ -295,42 +336,46 @@ class Hand:
 
     def step(self, step, n_steps, draws):
         """The losses and the mean square of the mismatch of one step."""
-        lr, fake_lr = [rate(v, step, n_steps, self.decay) for v in (self.lr, self.fake_lr)]
+        lr, fake_lr = [rate(v, step, n_steps, self.decay, self.warm_up) for v in (self.lr, self.fake_lr)]
         for _ in range(self.ratio - 1):
             z, c = draws.normal(), draws.labels(self.classes)
             s, eps = draws.levels(self.fake_noise or self.noise), draws.normal()
-            x0 = G(self.student, z, c).detach()
-            descend(self.rules[1], denoising(self.fake, x0, s, D(self.fake, x0 + s[:, None] * eps, s, c)),
-                    fake_lr)
+            x0, told = G(self.student, z, c).detach(), draws.told(c, self.none)
+            descend(self.rules[1], denoising(self.fake, x0, s, D(self.fake, x0 + s[:, None] * eps, s, told)),
+                    fake_lr, self.clip)
         z, c = draws.normal(), draws.labels(self.classes)
         s, eps = draws.levels(self.noise), draws.normal()
         own, own_eps = (draws.levels(self.fake_noise), draws.normal()) if self.fake_noise else (s, eps)
-        x0 = G(self.student, z, c)
+        x0, told = G(self.student, z, c), draws.told(c, self.none)
         x = x0 + s[:, None] * eps
-        fake, target = D(self.fake, x, s, c), D(self.target, x, s, c)
+        fake, target = D(self.fake, x, s, c), guided(self.target, x, s, c, self.scale)
         loss, clean = self.student_loss(x0, fake, target), x0.detach()
-        seen = D(self.fake, clean + own[:, None] * own_eps, own, c)
+        seen = D(self.fake, clean + own[:, None] * own_eps, own, told)
         fake_loss = denoising(self.fake, clean, own, seen)
         grads = [torch.autograd.grad(l, r.parameters, retain_graph=True)
                  for l, r in zip((loss, fake_loss), self.rules)]
-        for rule, grad, by in zip(self.rules, grads, (lr, fake_lr)): rule.step(grad, by)
+        for rule, grad, by in zip(self.rules, grads, (lr, fake_lr)): rule.step(shortened(grad, self.clip), by)
         self.average.update(self.student)
         return loss, fake_loss, distance(fake, target, s)
 
 
 def backtrack(path, student, fake, sigma_data, loss="diff_instruct", lr=.01, fake_lr=.03, decay=0., ratio=1,
-              noise=None, fake_noise=None, classes=False, pieces=1, n_steps=STEPS, rule=Sgd, **options):
+              noise=None, fake_noise=None, classes=False, pieces=1, n_steps=STEPS, rule=Sgd, none=0.,
+              warm_up=0, clip=None, guidance=lambda node: 1., **options):
     """A run of the library and the loop, side by side: the run, its record, the loop's mean square."""
     start, fake_start = copy.deepcopy(student), fake or path.denoiser(-1)
     run = Backtracking(student, path, loss=loss, n_steps=n_steps, batch=BATCH, lr=lr, fake_lr=fake_lr,
                        decay=decay, ratio=ratio, noise=noise, fake_noise=fake_noise, fake=fake, ema=EMA_STD,
-                       cond=evenly if classes else None, engine=Engine(pieces=pieces), seed=7, **options)
+                       cond=evenly if classes else None, engine=Engine(pieces=pieces, clip=clip), seed=7,
+                       none=none, warm_up=warm_up, guidance=guidance, **options)
+    if not callable(guidance): at_teacher, guidance = guidance, lambda node: 1. if node else at_teacher
     hand = Hand(start, fake_start, loss, lr, fake_lr, decay, ratio, noise or edm_levels(sigma_data),
-                fake_noise, classes, rule)
+                fake_noise, classes, rule, none, warm_up, clip)
     for step in range(n_steps):
         draws = Draws(run)
         record = next(run)
         hand.aim(path[record.node].weights())
+        hand.scale = guidance(record.node)
         loss_, fake_loss, square = hand.step(step, n_steps, draws)
         draws.check()
         same(record.fake_loss, fake_loss)
@@ -362,6 +407,20 @@ def test_backtracking_with_classes(loss):
     [*backtrack(DegradationPath.of(teacher), student, fake, 2., loss, ratio=2, classes=True, optimizer=sgd)]
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("more", (
+    dict(guidance=3.), dict(guidance=lambda node: 1.5 + node), dict(none=.4, ratio=2),
+    dict(warm_up=4, decay=.5), dict(clip=.1, ratio=2, lr=.1, fake_lr=.3),
+    dict(none=.4, fake_noise=Levels(.5, .5), guidance=2., clip=.3, warm_up=2, lr=.1, fake_lr=.3)))
+def test_guidance_a_share_without_a_class_clipping_and_warm_up(loss, more):
+    """From a node to the teacher, by a student that starts with unit noise."""
+    path = road(2., (0., 1., 1.), K)
+    student, fake = moved(OneStep(path.denoiser(0), unit=True), 1), moved(path.denoiser(0), 2)
+    steps = backtrack(path, student, fake, 2., loss, classes=True, pieces=2, optimizer=sgd,
+                      itinerary=Fixed((3,)), **more)
+    assert [record.node for _, record, _ in steps] == [1] * 3 + [0] * 3
+
+
 def test_backtracking_as_it_is_by_default_uses_adam_without_momentum():
     teacher = network(1.)
     student, fake = moved(OneStep(teacher), 1), moved(teacher, 2)
@@ -369,9 +428,9 @@ def test_backtracking_as_it_is_by_default_uses_adam_without_momentum():
                 rule=lambda module: Adam(module, (0., .99)))]
 
 
-def road(sigma_data, gaps):
+def road(sigma_data, gaps, n_classes=None):
     """A path with nodes far from one another, and what it says about their gaps."""
-    nets = [network(sigma_data, seed) for seed in range(len(gaps))]
+    nets = [network(sigma_data, seed, n_classes) for seed in range(len(gaps))]
     nodes = [Node(i, 5 * i, sum(gaps[:i + 1]), gap, net.state_dict)
              for i, (net, gap) in enumerate(zip(nets, gaps))]
     return DegradationPath(nets[0], nodes)
