@@ -188,7 +188,7 @@ class StepNoise:
         check_number('lo', self.lo, least=0, below=1)
         check_number('hi', self.hi, least=self.lo, most=1)
         try: sigmas = tuple(map(float, self.sigmas))
-        except (TypeError, ValueError): sigmas = ()
+        except (TypeError, ValueError, RuntimeError): sigmas = ()
         drawn = sigmas[int(self.lo * len(sigmas)):int(self.hi * len(sigmas)) + 1]
         good = len(drawn) > 0 and 0 < drawn[0] and drawn[-1] < math.inf and [*sigmas] == sorted(sigmas)
         check_that(good, 'sigmas', self.sigmas, 'noise levels in ascending order, finite between lo and hi')

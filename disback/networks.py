@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'HOMES', 'register', 'describe', 'in_words', 'build', 'Preconditioned', 'as_levels', 'NoiseEmbedding',
            'MLPBlock', 'zeroed', 'ResMLP', 'ConvBlock', 'conv_level', 'check_list', 'UNet', 'seeded', 'clone',
-           'device_of', 'lent', 'check_network', 'noise_range', 'c_in', 'OneStep', 'Placed', 'guided', 'check_null',
-           'Guided']
+           'device_of', 'lent', 'check_network', 'noise_range', 'OneStep', 'Placed', 'guided', 'check_null', 'Guided']
 
 # %% ../nbs/05_networks.ipynb #296067ed
 import copy, importlib, math, threading
@@ -345,9 +344,9 @@ def noise_range(network:Any # with or without attributes `sigma_min` and `sigma_
     return float(least or 0), float(most or math.inf)
 
 # %% ../nbs/05_networks.ipynb #da2ccf8c
-def c_in(denoiser:Any,       # a denoiser; one that does not say is taken for EDM's
-         sigma:torch.Tensor, # noise level, any shape, data units
-        )->torch.Tensor:     # of the shape of `sigma`
+def _c_in(denoiser:Any,       # a denoiser; one that does not say is taken for EDM's
+          sigma:torch.Tensor, # noise level, any shape, data units
+         )->torch.Tensor:     # of the shape of `sigma`
     "What a denoiser multiplies its input with (EDM eq. 7)."
     own = getattr(denoiser, 'coefficients', None)
     return own(sigma)[2] if own else precondition(sigma, getattr(denoiser, 'sigma_data', 0.5))[2]
@@ -380,7 +379,7 @@ class OneStep(nn.Module):
                 cond:Any=None,   # whatever the denoiser takes
                )->torch.Tensor:  # samples `(B, *dims)`
         sigma = z.new_tensor(self.sigma_init)
-        x = z / c_in(self.denoiser, sigma) if self.unit else self.sigma_init * z
+        x = z / _c_in(self.denoiser, sigma) if self.unit else self.sigma_init * z
         return self.denoiser(x, sigma, cond)
 
 # %% ../nbs/05_networks.ipynb #b6f57c2c
