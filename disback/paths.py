@@ -202,8 +202,9 @@ def check_base(network:nn.Module, # handed in
     config = getattr(network, 'config', None)
     theirs, ours = [d.get('base') if isinstance(d, dict) else None for d in (described.get('args'), config)]
     if theirs == ours: return
-    raise ValueError(f"this path was recorded with adapters of another base (class and SHA-256 {printable(theirs)[:90]} "
-                     f"there, {printable(ours)[:90]} here): hand in an adapter of that one, or leave `network` out")
+    raise ValueError(f"this path was recorded with adapters of another base (class and SHA-256 "
+                     f"{printable(theirs)[:90]} there, {printable(ours)[:90]} here): hand in an adapter of "
+                     "that base, or load it, call `as_base` of it and leave `network` out")
 
 # %% ../nbs/21_paths.ipynb #13f33ccd
 def open_path(folder:str|Path, # written by `DegradationPath.save`
