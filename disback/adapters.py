@@ -158,18 +158,21 @@ class Adapted(nn.Module):
         self.rank, self.alpha, self.targets, self.lora = rank, alpha, targets, nn.Module()
         view = copy.deepcopy(base, shared(base)).eval()
         self.__dict__.update(base=base, view=view)    # no parts of this module
-        parts = dict(view.named_modules())
-        for name in layers:
-            low = LowRank(parts[name], rank, 1. if alpha is None else alpha / rank)
-            parts[name].register_forward_hook(low.add)
-            plant(self.lora, name, low)
+        self.correct([*layers])
 
-# %% ../nbs/16_adapters.ipynb #ad160065
+    def __getattr__(self, name:str)->Any:
+        try: return super().__getattr__(name)
+        except AttributeError: return getattr(self.__dict__['view'], name)
+
+# %% ../nbs/16_adapters.ipynb #ad160066
 @patch
-def __getattr__(self:Adapted, name:str)->Any: # what the adapter itself lacks
-    "What the view of the base has."
-    try: return nn.Module.__getattr__(self, name)
-    except AttributeError: return getattr(self.__dict__['view'], name)
+def correct(self:Adapted, names:list[str])->None: # of layers
+    "Let layers of the view add corrections of their own."
+    layers = dict(self.view.named_modules())
+    for name in names:
+        low = LowRank(layers[name], self.rank, 1. if self.alpha is None else self.alpha / self.rank)
+        layers[name].register_forward_hook(low.add)
+        plant(self.lora, name, low)
 
 # %% ../nbs/16_adapters.ipynb #ad160024
 @patch
