@@ -142,6 +142,14 @@ def test_the_layers_are_those_of_lcm_lora():
     assert not {"net.conv_in", "net.conv_out", "net.time_embedding.linear_1"} & {*layers}
 
 
+def test_stable_diffusion_has_as_many_numbers_as_its_published_lora():
+    with torch.device("meta"):
+        net = diffusers.UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+        adapted = Adapted(Latents(net), 64)
+    assert len(adapted.corrections) == 278
+    assert sum(p.numel() for p in adapted.parameters()) == 67_252_224
+
+
 def gradients(student, fake):
     """A student's gradient with the fake score's forward and backward in between."""
     for network in (student, fake):
