@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'FORMAT', 'VERSION', 'NUMBER', 'COUNT', 'ROW', 'ANY', 'SEALED', 'Node', 'snapshot', 'DegradationPath',
            'write_node', 'check_node', 'read_node', 'seal', 'read_nodes', 'shapes_in', 'check_nodes', 'read_manifest',
-           'open_path']
+           'check_base', 'open_path']
 
 # %% ../nbs/21_paths.ipynb #805bd9e3
 import hashlib, json, math
@@ -18,7 +18,7 @@ from typing import Callable
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from .core import check_calls, check_regular, check_schema, patch
+from .core import check_calls, check_regular, check_schema, patch, printable
 from .files import digest, file_digest, filled, read_weights, save_tensors, write_json
 from .networks import build, clone, describe
 from .runs import load_weights
@@ -194,6 +194,18 @@ def read_manifest(file:Path # `path.json`
     raise ValueError(f"{file} has version {version}, this library reads version {VERSION}: "
                      "open it with the library that wrote it")
 
+# %% ../nbs/21_paths.ipynb #5c41b007
+def check_base(network:nn.Module, # handed in
+               described:dict,    # what the manifest says of the network of its nodes
+              )->None:
+    "Raise unless both correct the same base, if they are adapters."
+    config = getattr(network, 'config', None)
+    theirs, ours = [d.get('base') if isinstance(d, dict) else None for d in (described.get('args'), config)]
+    if theirs == ours: return
+    raise ValueError(f"this path was recorded with adapters of another base (class and SHA-256 "
+                     f"{printable(theirs)[:90]} there, {printable(ours)[:90]} here): hand in an adapter of "
+                     "that base, or load it, call `as_base` of it and leave `network` out")
+
 # %% ../nbs/21_paths.ipynb #13f33ccd
 def open_path(folder:str|Path, # written by `DegradationPath.save`
               network:nn.Module|None=None, # of its architecture; needed if the registry does not know it
@@ -208,7 +220,8 @@ def open_path(folder:str|Path, # written by `DegradationPath.save`
     if network is None and described is None:
         raise ValueError(f"{folder} was recorded with a network of your own: hand one in, "
                          "DegradationPath.open(folder, network=...)")
-    if network is None:
+    if network is not None: check_base(network, described or {})
+    else:
         network = filled(lambda: build(described), nodes[0].weights(), f"the weights of node 0 in {folder}")
     return DegradationPath(network, nodes, manifest['sha256'])
 

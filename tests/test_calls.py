@@ -174,6 +174,15 @@ def weights():
     return net().state_dict()
 
 
+def adapter():
+    return module("adapters").Adapted(net(), 2)
+
+
+def lora():
+    """The corrections of one layer, by name."""
+    return dict(lora_A=randn(2, 2), lora_B=randn(2, 2))
+
+
 NUMBERS = dict(
     n=4,
     seed=0,
@@ -339,6 +348,8 @@ OBJECTS = dict(
     size=lambda: (3, 3),
     watch=tuple,
     metadata=lambda: {"a": "b"},
+    base=net,
+    adapted=adapter,
 )
 
 
@@ -481,6 +492,19 @@ IMAGES = dict(x=lambda: image(4, 1, 8, 8))
 FOLDERS = dict(folder=lambda: run_folder("student"), run=lambda: run_folder("student"))
 DEMO = dict(data="ring", pretrain_steps=4, degrade_steps=4, steps=4)
 SPECIAL = {
+    "adapters.Adapted": dict(rank=lambda: 2),
+    "adapters.LowRank": dict(rank=lambda: 2),
+    "adapters.narrowed": dict(rank=lambda: 2),
+    "adapters.plant": dict(root=torch.nn.Module),
+    "adapters.by_layer": dict(tensors=lambda: {"a.lora_A.weight": randn(2, 2)}),
+    "adapters.said_alpha": dict(header=dict),
+    "adapters.fitted": dict(
+        low=lambda: module("adapters").LowRank(torch.nn.Linear(2, 2), 2),
+        parts=lora,
+        alpha=lambda: None,
+        layer=lambda: "mid.to_q",
+    ),
+    "adapters.read_lora": dict(file=lambda: WORLD / "lora.safetensors"),
     "backtracking.Fixed": dict(steps=lambda: (1,)),
     "backtracking.check_arguments": dict(fake=net),
     "backtracking.check_arrival": dict(most=lambda: [1.0, 1.0], n_steps=lambda: 5),
@@ -675,6 +699,7 @@ SPECIAL = {
         sha256=lambda: module("files").file_digest(WORLD / "weights.safetensors"),
     ),
     "paths.open_path": dict(folder=lambda: WORLD / "path"),
+    "paths.check_base": dict(described=dict),
     "paths.seal": dict(manifest=lambda: dict(a=1)),
     "paths.check_node": dict(
         file=lambda: WORLD / "weights.safetensors",
@@ -855,6 +880,7 @@ def make_world(folder):
         )
     module("evaluation").save_statistics(folder / "moments.npz", np.zeros(2), np.eye(2))
     module("files").save_tensors(folder / "weights.safetensors", weights())
+    module("adapters").write_lora(adapter(), folder / "lora.safetensors")
     module("files").save_state(folder / "state.safetensors", dict(a=torch.ones(2)))
     module("files").write_json(folder / "plain.json", dict(a=1))
     module("files").save_tensors(
