@@ -9,7 +9,7 @@ __all__ = ['PIPELINES', 'MADE', 'FAMILIES', 'FORMS', 'EXTRAS', 'read_index', 'ch
            'decode', 'start_of', 'how_to_call', 'copy_parts', 'write_network', 'export']
 
 # %% ../nbs/17_text.ipynb #5aa51703
-import functools, re, shutil, warnings
+import functools, re, shutil, tempfile, warnings
 from pathlib import Path
 from typing import Any, Sequence
 import torch
@@ -523,14 +523,17 @@ def export(student:nn.Module, # `OneStep` of a `LatentNetwork`, or of an adapter
     good = form != 'pipeline' or source is not None
     check_that(good, 'source', source, "the folder of the student's pipeline, or form='unet'")
     check_that(not folder.exists(), 'folder', str(folder), 'a new one')
-    folder.mkdir(parents=True)
-    if form == 'pipeline': copy_parts(Path(source), folder)
-    write_network(student.denoiser, folder, form == 'lora')
-    config = start_of(student)[0].config
-    theirs = {ours: name for name, ours in OURS.items()}
+    config, theirs = start_of(student)[0].config, {ours: name for name, ours in OURS.items()}
     facts = {theirs.get(k, k): config[k] for k in FACTS['vp']}
-    of_diffusers('LCMScheduler')(**facts, clip_sample=False).save_pretrained(folder/'scheduler')
-    (folder/'README.md').write_text(text)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:    # whole or not at all
+        (made := Path(beside)/folder.name).mkdir()
+        if form == 'pipeline': copy_parts(Path(source), made)
+        write_network(student.denoiser, made, form == 'lora')
+        scheduler = of_diffusers('LCMScheduler')(**facts, clip_sample=False, steps_offset=1)
+        scheduler.save_pretrained(made/'scheduler')
+        (made/'README.md').write_text(text)
+        made.rename(folder)
     return folder
 
 # %% ../nbs/17_text.ipynb #5aa51737

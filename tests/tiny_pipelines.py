@@ -115,3 +115,25 @@ def sdxl(force_zeros_for_empty_prompt=True):
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def dit():
+    """A pipeline of another family, whose transformer wants ImageNet's labels."""
+    with seeded(5):
+        transformer = diffusers.DiTTransformer2DModel(
+            sample_size=8,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            out_channels=8,
+            num_embeds_ada_norm=1000,
+        )
+    return diffusers.DiTPipeline(transformer=transformer, vae=vae(0.18215), scheduler=scheduler())
+
+
+def unconditional():
+    """A pipeline of pixels, without prompts."""
+    with seeded(6):
+        blocks = dict(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+        network = diffusers.UNet2DModel(**BLOCKS, **blocks)
+    return diffusers.DDPMPipeline(unet=network, scheduler=diffusers.DDPMScheduler())
