@@ -830,13 +830,8 @@ SPECIAL = {
         "text.read_index text.read_part text.text_parts text.picture_sizes".split(),
         dict(folder=lambda: WORLD / "text", part=lambda: "text_encoder"),
     ),
-    "text.read_tokenizer": dict(folder=lambda: WORLD / "text", part=lambda: "tokenizer"),
-    "text.warn_of_cuts": dict(tokenizer=lambda: module("text").read_tokenizer(WORLD / "text", "tokenizer")),
     "text.encode_prompts": dict(folder=lambda: WORLD / "text"),
     "text.unet_needs": dict(config=lambda: dict(text_unet().config)),
-    "text.ask_unet": dict(
-        net=text_unet, x=lambda: randn(2, 4, 8, 8), time=lambda: levels(2), text=lambda: randn(2, 77, 32)
-    ),
     "text.build_net": dict(family=lambda: "UNet2DConditionModel", config=text_config),
     "text.latent_shape": dict(net=text_unet),
     "text.LatentNetwork": dict(net=text_unet, n_classes=lambda: None),

@@ -3,6 +3,7 @@ that leave as what `diffusers` reads. On tiny random networks; nothing is downlo
 
 import copy
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ tiny_pipelines = importlib.import_module("tiny_pipelines")
 
 from disback.networks import OneStep, clone  # noqa: E402
 from disback.samplers import euler_step  # noqa: E402
-from disback.text import decode, encode_prompts, export, load_text_pipeline, start_of  # noqa: E402
+from disback.text import LatentNetwork, decode, encode_prompts, export, load_text_pipeline, start_of  # noqa: E402
 
 TEXTS = ["a dog", "a cat on a mat", ""]
 MAKE = dict(eps=tiny_pipelines.sd, v=lambda: tiny_pipelines.sd("v_prediction"), sdxl=tiny_pipelines.sdxl)
@@ -212,6 +213,73 @@ def test_pipelines_of_other_kinds_are_refused(name, tmp_path):
     make().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=said):
         load_text_pipeline(tmp_path, TEXTS)
+
+
+SD15 = dict(
+    sample_size=64,
+    in_channels=4,
+    out_channels=4,
+    attention_head_dim=8,
+    block_out_channels=[320, 640, 1280, 1280],
+    cross_attention_dim=768,
+    down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    layers_per_block=2,
+)
+SDXL = SD15 | dict(
+    sample_size=128,
+    attention_head_dim=[5, 10, 20],
+    block_out_channels=[320, 640, 1280],
+    cross_attention_dim=2048,
+    down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+    up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+    transformer_layers_per_block=[1, 2, 10],
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+    use_linear_projection=True,
+    upcast_attention=None,  # as its file has it
+    num_attention_heads=None,
+)
+
+
+@pytest.mark.parametrize(
+    "config, millions", [(SD15, 859.5), pytest.param(SDXL, 2567.5, marks=pytest.mark.slow)]
+)
+def test_networks_of_full_size_by_their_shapes(config, millions):
+    with torch.device("meta"):
+        network = LatentNetwork(**config)
+    assert round(sum(p.numel() for p in network.net.parameters()) / 1e6, 1) == millions
+    pooled = dict(pooled=(1280,), sizes=(6,)) if config is SDXL else {}
+    assert network.needs == dict(text=(None, config["cross_attention_dim"])) | pooled
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        dict(_class_name="PNDMScheduler", skip_prk_steps=True, clip_sample=False, set_alpha_to_one=False),
+        dict(_class_name="EulerDiscreteScheduler", interpolation_type="linear", sample_max_value=1.0),
+        dict(_class_name="LCMScheduler", original_inference_steps=50),
+        dict(_class_name="EDMEulerScheduler"),
+        dict(_class_name="FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_schedulers_of_large_pipelines(made, file, tmp_path):
+    pipeline, folder, network = made
+    pipeline.save_pretrained(tmp_path)
+    name = file["_class_name"]
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | dict(scheduler=["diffusers", name])))
+    kept = tiny_pipelines.LADDER | dict(prediction_type=network.config["prediction_type"])
+    kept = {} if name.startswith(("EDM", "Flow")) else kept
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(kept | file))
+    if not kept:
+        with pytest.raises(ValueError, match="expected one of vp|cannot read a network's kind from Flow"):
+            load_text_pipeline(tmp_path, network.prompts)
+    else:
+        same = load_text_pipeline(tmp_path, network.prompts)
+        assert torch.equal(same.log_sigmas, network.log_sigmas)
+        assert same.config["prediction_type"] == network.config["prediction_type"]
 
 
 def test_the_library_needs_none_of_it_until_it_is_asked():
