@@ -50,7 +50,8 @@ def read_index(folder:Path # of a pipeline
     return index
 
 # %% ../nbs/17_text.ipynb #5aa5170b
-_MOST = dict(num_hidden_layers=100, layers_per_block=16, transformer_layers_per_block=64)
+_MOST = dict(num_hidden_layers=100, layers_per_block=16, transformer_layers_per_block=64,
+             reverse_transformer_layers_per_block=64)
 
 def check_config(config:Any,   # what a configuration holds
                  most:float=10**6, # its largest number
@@ -58,7 +59,8 @@ def check_config(config:Any,   # what a configuration holds
     "Raise if a configuration holds numbers that no network can have."
     if isinstance(config, dict):
         for key, value in config.items(): check_config(value, _MOST.get(key, most))
-    elif isinstance(config, list):
+    elif isinstance(config, (list, tuple)):
+        check_number('the length of a list in a configuration', len(config), most=64)
         for value in config: check_config(value, most)
     elif isinstance(config, (int, float)): check_number('a size in a configuration', float(config), most=most)
 
