@@ -6,10 +6,10 @@
 __all__ = ['KINDS', 'VP', 'SCHEDULERS', 'OURS', 'NEEDED', 'RANGE', 'FACTS', 'OTHERWISE', 'OLD', 'WEIGHTS', 'RENAMED', 'betas_of',
            'log_sigmas_of', 'timestep', 'as_vp', 'as_edm', 'as_consistency', 'of_diffusers', 'unet2d', 'image_shape',
            'unet_labels', 'DiffusersUNet', 'scheduler_defaults', 'check_known', 'scheduler_facts', 'from_unet',
-           'read_config', 'check_sizes', 'renamed', 'read_unet', 'check_pixels', 'load_pipeline']
+           'read_config', 'check_sizes', 'renamed', 'weights_in', 'read_unet', 'check_pixels', 'load_pipeline']
 
 # %% ../nbs/15_pipelines.ipynb #c07d9579
-import inspect, math, re
+import importlib, inspect, math, re
 from pathlib import Path
 from typing import Any
 import torch
@@ -100,14 +100,14 @@ def as_consistency(sigma:torch.Tensor,      # noise levels, any shape
 KINDS = dict(vp=('epsilon', 'v_prediction', 'sample'), edm=('epsilon', 'v_prediction'),
              consistency=('epsilon',))    # and what each may predict
 
-def of_diffusers(name:str # of one of its classes
+def of_diffusers(name:str, # of one of its classes
+                 package:str='diffusers', # or 'transformers', of which its text encoders are
                 )->Any:   # None: it has no such class
     "A class of diffusers, which need not be installed until here."
-    try: import diffusers
+    try: return getattr(importlib.import_module(package), name, None)
     except ImportError:
-        raise ValueError("this network needs the package diffusers: "
+        raise ValueError(f"this network needs the package {package}: "
                          "pip install 'disback[diffusers]'") from None
-    return getattr(diffusers, name, None)
 
 def unet2d(config:dict # arguments of `UNet2DModel`
           )->Any:      # one with fresh weights
@@ -323,22 +323,30 @@ def renamed(name:str # of a tensor in a file of any age
     "The name that a tensor has today."
     return re.sub(r'(attentions\.\d+\.)(query|key|value|proj_attn)\b', lambda m: m[1] + RENAMED[m[2]], name)
 
-def read_unet(file:Path         # `config.json` of a U-Net; its weights lie beside it
-             )->torch.nn.Module: # `UNet2DModel`, not training
+def weights_in(folder:Path, # of a part of a pipeline
+               stem:str=WEIGHTS, # of the file's name
+              )->Path: # `*.safetensors`, or `*.fp16.safetensors` if that is all there is
+    "The file of weights in a folder, which is safetensors."
+    files = [folder/f'{stem}{kind}.safetensors' for kind in ('', '.fp16')]
+    if found := [f for f in files if f.is_file()]: return found[0]
+    raise ValueError(f"{printable(folder)} has no {stem}.safetensors (a .bin is a pickle and is not "
+                     "read): save it anew with `save_pretrained`")
+
+# %% ../nbs/15_pipelines.ipynb #5aa50171
+def read_unet(file:Path,        # `config.json` of a U-Net; its weights lie beside it
+              known:dict|None=None, # `{class: config -> network}`, what it may be; None: `UNet2DModel`
+             )->torch.nn.Module: # not training
     "Read a U-Net of diffusers from its folder, weights from safetensors alone."
-    config, folder = read_config(file), file.parent
+    config, known = read_config(file), known or dict(UNet2DModel=unet2d)
     name = config.get('_class_name', 'UNet2DModel')
-    if name != 'UNet2DModel':
-        raise ValueError(f"{file} describes a {printable(name)[:80]}: only UNet2DModel is read")
-    weights = [f for kind in ('', '.fp16') if (f := folder/f'{WEIGHTS}{kind}.safetensors').is_file()]
-    if not weights:
-        raise ValueError(f"{printable(folder)} has no {WEIGHTS}.safetensors (a .bin is a pickle and is not "
-                         "read): save it anew with `save_pretrained`")
+    if name not in [*known]:
+        raise ValueError(f"{file} describes a {printable(name)[:80]}: only {', '.join(known)} is read")
+    weights = weights_in(file.parent)
     config = {k: v for k, v in config.items() if k[:1] != '_'}
-    tensors = {renamed(k): v for k, v in read_weights(weights[0]).items()}
+    tensors = {renamed(k): v for k, v in read_weights(weights).items()}
     try:
         check_sizes(config)
-        return filled(lambda: unet2d(config).eval(), tensors, f'the weights in {weights[0].name}')
+        return filled(lambda: known[name](config).eval(), tensors, f'the weights in {weights.name}')
     except ValueError as e: raise ValueError(f"{printable(file)}: {printable(e)[:400]}") from None
 
 # %% ../nbs/15_pipelines.ipynb #54bf725a

@@ -166,6 +166,31 @@ def diffusers_unet():
     )
 
 
+def text_unet():
+    return importlib.import_module("tiny_pipelines").sd().unet
+
+
+def text_config():
+    return {k: v for k, v in text_unet().config.items() if not k.startswith("_")}
+
+
+def prompts():
+    return module("text").Prompts(**{k: make() for k, make in PROMPTS.items()})
+
+
+def latents():
+    return module("text").LatentNetwork(net=text_unet(), prompts=prompts())
+
+
+def text_student():
+    return module("networks").OneStep(latents(), latents().sigma_of_step(399))
+
+
+def new_folder():
+    (folder := fresh()).mkdir()
+    return folder
+
+
 def judged():
     return dict(frechet=dict(mean=1.0), n=4)
 
@@ -183,6 +208,12 @@ def lora():
     return dict(lora_A=randn(2, 2), lora_B=randn(2, 2))
 
 
+PROMPTS = dict(
+    rows=lambda: dict(text=randn(2, 77, 32)),
+    empty=lambda: dict(text=randn(1, 77, 32)),
+    texts=lambda: ["a dog", "a cat"],
+    file=lambda: None,
+)
 NUMBERS = dict(
     n=4,
     seed=0,
@@ -350,6 +381,7 @@ OBJECTS = dict(
     metadata=lambda: {"a": "b"},
     base=net,
     adapted=adapter,
+    texts=lambda: ["a dog", "a cat"],
 )
 
 
@@ -740,6 +772,7 @@ SPECIAL = {
     "pipelines.check_known": dict(name=lambda: "DDPMScheduler", config=dict),
     "pipelines.check_pixels": dict(unet=lambda: WORLD / "pipe/unet/config.json"),
     "pipelines.load_pipeline": dict(folder=lambda: WORLD / "pipe"),
+    "pipelines.weights_in": dict(folder=lambda: WORLD / "pipe/unet"),
     "plots.limits": dict(sets=lambda: [randn(4, 2)]),
     "plots.image_grid": IMAGES,
     "plots.show_images": IMAGES,
@@ -817,6 +850,28 @@ SPECIAL = {
         options=lambda: options("Statistics", out=fresh(), data=str(WORLD / "images"), weights=WORLD / "none")
     ),
     "stages.do": dict(options=lambda: options("Sample", run=WORLD / "student", n=4, out=fresh())),
+    "text.check_config": dict(config=lambda: dict(a=[1, 2])),
+    "text.Prompts": PROMPTS,
+    "text.load_prompts": dict(file=lambda: WORLD / "prompts.safetensors"),
+    "text.read_texts": dict(file=lambda: WORLD / "plain.json"),
+    **dict.fromkeys(
+        "text.read_index text.read_part text.text_parts text.picture_sizes".split(),
+        dict(folder=lambda: WORLD / "text", part=lambda: "text_encoder"),
+    ),
+    "text.encode_prompts": dict(folder=lambda: WORLD / "text"),
+    "text.unet_needs": dict(config=lambda: dict(text_unet().config)),
+    "text.build_net": dict(family=lambda: "UNet2DConditionModel", config=text_config),
+    "text.latent_shape": dict(net=text_unet),
+    "text.LatentNetwork": dict(net=text_unet, n_classes=lambda: None),
+    "text.check_rows": dict(rows=lambda: dict(text=randn(4, 77, 32)), needs=lambda: dict(text=(None, 32))),
+    "text.load_text_pipeline": dict(folder=lambda: WORLD / "text", prompts=lambda: prompts()),
+    "text.decode": dict(latents=lambda: randn(2, 4, 8, 8), vae=lambda: WORLD / "text"),
+    "text.copy_parts": dict(source=lambda: WORLD / "text", folder=new_folder),
+    "text.write_network": dict(network=latents, folder=new_folder),
+    **dict.fromkeys(
+        ("text.start_of", "text.how_to_call", "text.export"),
+        dict(student=text_student, folder=fresh, source=lambda: WORLD / "text"),
+    ),
     "widgets.player": dict(slider=lambda: module("widgets").slider("a", ["b", "c"])),
     "widgets.slider": dict(words=lambda: ["a", "b"]),
     "widgets.dropdown": dict(options=lambda: ["a", "b"], value=lambda: "a"),
@@ -893,6 +948,8 @@ def make_world(folder):
         shutil.copy(folder / "images" / "1.png", folder / "classes" / c)
     diffusers_unet().save_pretrained(folder / "pipe" / "unet")
     importlib.import_module("diffusers").DDPMScheduler().save_pretrained(folder / "pipe" / "scheduler")
+    importlib.import_module("tiny_pipelines").sd().save_pretrained(folder / "text")
+    prompts().save(folder / "prompts.safetensors")
 
 
 @contextlib.contextmanager

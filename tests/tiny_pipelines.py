@@ -1,0 +1,139 @@
+"""Text-to-image pipelines with small random networks, in the form of the large ones; nothing is downloaded.
+
+    sd()                  like Stable Diffusion 1.5
+    sd("v_prediction")    like Stable Diffusion 2.1
+    sdxl()                like Stable Diffusion XL
+
+Latents are (4, 8, 8), pictures (3, 16, 16); every character of a prompt is a token."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import diffusers
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from disback.networks import seeded
+
+LADDER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+BLOCKS = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1)
+
+
+def tokenizer():
+    """CLIP's, with a vocabulary of single bytes, inside a word and at its end."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("vocab.json", "merges.txt")]
+        files[0].write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        files[1].write_text("#version: 0.2\n")
+        return transformers.CLIPTokenizer(*map(str, files), model_max_length=77)
+
+
+def text_encoder(projected=False):
+    """CLIP's; `projected`: the second one of Stable Diffusion XL."""
+    n = len(tokenizer())
+    config = transformers.CLIPTextConfig(
+        vocab_size=n,
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=32,
+        bos_token_id=n - 2,
+        eos_token_id=n - 1,
+        pad_token_id=n - 1,
+        hidden_act="gelu" if projected else "quick_gelu",
+    )
+    name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+    with seeded(1 + projected):
+        return getattr(transformers, name)(config).eval()
+
+
+def vae(scaling_factor):
+    with seeded(3):
+        return diffusers.AutoencoderKL(
+            block_out_channels=(32, 64),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            scaling_factor=scaling_factor,
+        ).eval()
+
+
+def unet(**more):
+    with seeded(4):
+        return diffusers.UNet2DConditionModel(**BLOCKS | more).eval()
+
+
+def scheduler(**more):
+    return diffusers.DDIMScheduler(**LADDER, clip_sample=False, set_alpha_to_one=False, **more)
+
+
+def sd(prediction_type="epsilon"):
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=vae(0.18215),
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer(),
+        unet=unet(
+            cross_attention_dim=32,
+            attention_head_dim=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+        scheduler=scheduler(prediction_type=prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sdxl(force_zeros_for_empty_prompt=True):
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=vae(0.13025),
+        text_encoder=text_encoder(),
+        text_encoder_2=text_encoder(projected=True),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=unet(
+            cross_attention_dim=64,
+            attention_head_dim=(2, 4),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+        ),
+        scheduler=scheduler(),
+        force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def dit():
+    """A pipeline of another family, whose transformer wants ImageNet's labels."""
+    with seeded(5):
+        transformer = diffusers.DiTTransformer2DModel(
+            sample_size=8,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            out_channels=8,
+            num_embeds_ada_norm=1000,
+        )
+    return diffusers.DiTPipeline(transformer=transformer, vae=vae(0.18215), scheduler=scheduler())
+
+
+def unconditional():
+    """A pipeline of pixels, without prompts."""
+    with seeded(6):
+        blocks = dict(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+        network = diffusers.UNet2DModel(**BLOCKS, **blocks)
+    return diffusers.DDPMPipeline(unet=network, scheduler=diffusers.DDPMScheduler())
