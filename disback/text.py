@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Sequence
 import torch
 from torch import nn
+from .adapters import fuse, write_lora
 from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that,
                           in_short, patch, printable)
 from .data import Classes
@@ -117,10 +118,7 @@ class Prompts:
                 )->dict:     # rows by name, `(B, ...)` each, where the table is
         "The embeddings of labels."
         on = next(iter(self.table.values())).device
-        labels = as_labels(labels, len(labels)).to(on)
-        if on.type == 'cpu' and not torch.compiler.is_compiling():
-            bad = [label for label in labels.tolist() if not -1 <= label < len(self)]
-            check_that(not bad, 'labels', bad, f'from 0 to {len(self) - 1}, or -1: the empty prompt')
+        labels = as_labels(torch.as_tensor(labels).to(on), len(labels), len(self), null=True)
         return {k: v[labels] for k, v in self.table.items()}
 
 # %% ../nbs/17_text.ipynb #5aa51711
@@ -433,9 +431,8 @@ def start_of(student:nn.Module # `OneStep` of a `LatentNetwork`, or of an adapte
     if abs(time - round(time)) > .01:
         raise ValueError(f"a pipeline starts at a whole time step, sigma_init {sigma:.5g} of the student is "
                          f"at {time:.2f}: give OneStep `sigma_init=network.sigma_of_step({round(time)})`")
-    size = sigma.square()    # of what the student is fed
-    if getattr(student, 'unit', False): size = size + network.sigma_data.item()**2
-    return network, round(time), (size / (1 + sigma**2)).sqrt().item()
+    scale = sigma / (1 + sigma**2).sqrt()    # of the noise that the raw network is fed
+    return network, round(time), 1. if getattr(student, 'unit', False) else scale.item()
 
 _README = """# A one-step student
 
@@ -499,7 +496,6 @@ def write_network(network:nn.Module, # `LatentNetwork`, or an adapter of one
                  )->None:
     "Write weights under the names that `diffusers` looks for."
     if not isinstance(network, LatentNetwork):
-        from disback.adapters import fuse, write_lora
         if lora: return write_lora(network, folder/'pytorch_lora_weights.safetensors')
         network = fuse(network)
     check_that(not lora, 'form', 'lora', "'pipeline' or 'unet': the student is no adapter")

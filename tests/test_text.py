@@ -19,7 +19,8 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 tiny_pipelines = importlib.import_module("tiny_pipelines")
 
-from disback.networks import OneStep, clone  # noqa: E402
+from disback.adapters import Adapted  # noqa: E402
+from disback.networks import Guided, OneStep, clone  # noqa: E402
 from disback.samplers import euler_step  # noqa: E402
 from disback.text import LatentNetwork, decode, encode_prompts, export, load_text_pipeline, start_of  # noqa: E402
 
@@ -45,14 +46,6 @@ def noise(n=1):
     return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(n))
 
 
-def guided(network, scale):
-    def denoised(x, sigma, cond):
-        none = network(x, sigma, torch.full_like(cond, -1))
-        return none + scale * (network(x, sigma, cond) - none)
-
-    return denoised
-
-
 @torch.no_grad()
 def drawn(network, scheduler, z, label, scale):
     """What the pipeline draws: Euler's method in sigma, at the noise levels of the scheduler."""
@@ -60,7 +53,7 @@ def drawn(network, scheduler, z, label, scale):
     sigmas = [((1 - a) / a).sqrt() for a in levels]
     x = z * (1 + sigmas[0] ** 2).sqrt()
     for here, there in zip(sigmas, sigmas[1:]):
-        x = euler_step(guided(network, scale), x, here, there, torch.full((len(z),), label))
+        x = euler_step(Guided(network, scale), x, here, there, torch.full((len(z),), label))
     return x / (1 + sigmas[-1] ** 2).sqrt()
 
 
@@ -137,43 +130,51 @@ def test_half_precision_files_alone(made, tmp_path):
     diffusers.DiffusionPipeline.from_pretrained(exported)
 
 
-class Unit(OneStep):
-    """A student that starts at the network's own scale."""
+def student_of(network, adapter, unit):
+    """A student that starts at step 399; of an adapter, with corrections that do something."""
+    if adapter:
+        network = Adapted(network, 4, alpha=2.0)
+        dice = torch.Generator().manual_seed(5)
+        for low in network.corrections.values():
+            low.lora_B.weight.data = 0.05 * torch.randn(low.lora_B.weight.shape, generator=dice)
+    return OneStep(network, network.sigma_of_step(399), unit=unit)
 
-    unit = True
 
-    def forward(self, z, cond=None):
-        scale = (self.sigma_init**2 + float(self.denoiser.sigma_data) ** 2) ** 0.5
-        return self.denoiser(scale * z, self.sigma_init, cond)
+def pipeline_of(out, form, folder):
+    """The pipeline in which an exported student draws."""
+    source = out if form == "pipeline" else folder
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(source, local_files_only=True)
+    if form == "unet":
+        pipeline.unet = diffusers.UNet2DConditionModel.from_pretrained(out / "unet", local_files_only=True)
+    if form == "lora":
+        pipeline.load_lora_weights(out, local_files_only=True)
+    pipeline.scheduler = diffusers.LCMScheduler.from_pretrained(out / "scheduler", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
-@pytest.mark.parametrize("kind", [OneStep, Unit])
-def test_an_exported_student_draws_what_it_drew_here(made, kind, tmp_path):
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_exported_student_draws_what_it_drew_here(made, adapter, unit, tmp_path):
     _, folder, network = made
-    student = kind(network, network.sigma_of_step(399))
+    student = student_of(network, adapter, unit)
     with torch.no_grad():
         ours = student(noise(), torch.tensor([1]))
+        plain = student_of(network, False, unit)(noise(), torch.tensor([1]))
+    assert adapter == (off(plain, ours) > 1e-3)
     _, step, scale = start_of(student)
-    assert (step, abs(scale - 1) < 1e-6) == (399, kind is Unit)
-    for form in ("pipeline", "unet"):
-        out = export(student, tmp_path / form, folder, form)
-        if form == "pipeline":
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(out, local_files_only=True)
-        else:
-            read = diffusers.UNet2DConditionModel.from_pretrained(out / "unet", local_files_only=True)
-            scheduler = diffusers.LCMScheduler.from_pretrained(out / "scheduler", local_files_only=True)
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                folder, unet=read, scheduler=scheduler, local_files_only=True
-            )
+    assert (step, abs(scale - 1) < 1e-6) == (399, unit)
+    for form in ("pipeline", "unet", "lora")[: 2 + adapter]:
+        pipeline = pipeline_of(export(student, tmp_path / form, folder, form), form, folder)
         call = dict(timesteps=[399], guidance_scale=0, output_type="latent")
-        assert off(pipeline(TEXTS[1], latents=scale * noise(), **call).images, ours) < 1e-5
+        assert off(pipeline(TEXTS[1], latents=scale * noise(), **call).images, ours) < 1e-5, form
 
 
-@pytest.mark.parametrize("kind", [OneStep, Unit])
-@pytest.mark.parametrize("form", ["pipeline", "unet"])
-def test_the_call_in_the_readme_runs_as_it_stands(made, kind, form, tmp_path, monkeypatch):
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("form", ["pipeline", "unet", "lora"])
+def test_the_call_in_the_readme_runs_as_it_stands(made, unit, form, tmp_path, monkeypatch):
     _, folder, network = made
-    student = kind(network, network.sigma_of_step(399))
+    student = student_of(network, form == "lora", unit)
     out = export(student, tmp_path / "out", folder, form)
     code = re.search("```python\n(.*)```", (out / "README.md").read_text(), re.DOTALL)[1]
     monkeypatch.chdir(out)
