@@ -29,7 +29,7 @@ def in_short(value:Any # anything
     except Exception: said = f'a {type(value).__name__}'    # somebody's own `__repr__`
     return said if len(said) <= 80 else f'{said[:77]}...'
 
-def check_that(good:bool,  # whether the value is as it must be
+def check_that(good:Any,   # whether the value is as it must be
                name:str,   # what the value is called in the message
                value:Any,  # what was given
                wanted:str, # what was expected, and how to mend it

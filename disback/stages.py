@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'source_of', 'bundled', 'allowed', 'real_samples',
-           'judge_for', 'quality', 'judge_of', 'curves', 'path_figure', 'new_network', 'kind_of', 'identity', 'begun',
-           'pretrain', 'read_edm', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'degrade', 'itinerary_of',
+           'judge_for', 'quality', 'judge_of', 'curves', 'path_figure', 'new_network', 'identity', 'begun', 'pretrain',
+           'read_edm', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'degrade', 'itinerary_of',
            'optimizer_of', 'best_of', 'follow', 'backtrack', 'trained', 'say_classes', 'classes_of', 'sample',
            'samples_figure', 'more_of', 'evaluate', 'data_to_meet', 'statistics', 'do']
 
@@ -20,21 +20,20 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional
-from .core import check_calls, Table, printable, stream
-from .data import Classes, Data, DATA_NAMES, Files, Images, Labels, digits, full_name, labels_of
-from .data import load_data, official_splits
+from .core import Table, check_calls, check_counts, printable, stream
+from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
+                          load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every
 from .edm import edm_network, load_edm
 from .engine import Engine
-from .evaluation import Draw, class_accuracy, digit_classifier, embed, inception, load_statistics
-from .evaluation import save_statistics, statement
-from .evaluation import measure_samples
+from .evaluation import (Draw, class_accuracy, digit_classifier, embed, inception, load_statistics,
+                                measure_samples, save_statistics, statement)
 from .files import digest, file_digest, save_state, write_json
 from .folders import RunFolder
 from .metrics import Judge, modes_of
 from .networks import OneStep, ResMLP, UNet, seeded
-from .options import Backtrack, Compute, Degrade, Evaluate, Import, Options, Pretrain, Sample
-from .options import Statistics, network_config
+from .options import (Backtrack, Compute, Degrade, Evaluate, Import, Options, Pretrain, Sample,
+                             Statistics, kind_of, network_config)
 from .paths import MANIFEST, DegradationPath
 from .pipelines import load_pipeline
 from .plots import COLORS, filmstrip, node_colors, show_curve, show_images
@@ -80,7 +79,7 @@ def tracker(folder:RunFolder, # of a run
 
 # %% ../nbs/43_stages.ipynb #0db81ee5
 def row_of(run:Run,    # after a step
-           record:Any, # of that step
+           record:tuple, # of that step, named
           )->dict:     # `{name: number}`
     "A step as it stands in the metrics; steps that were skipped are counted there."
     row = {name: round(float(value), 6) for name, value in record._asdict().items() if name != 'step'}
@@ -235,12 +234,6 @@ def new_network(shape:tuple,        # of a sample
                      "img_resolution, img_channels and label_dim, resize the data, or use --labels")
 
 # %% ../nbs/43_stages.ipynb #c98089e9
-def kind_of(shape:tuple # of a sample
-           )->str:
-    "The kind of data that defaults depend on."
-    return 'images' if len(shape) == 3 else 'points'
-
-# %% ../nbs/43_stages.ipynb #5c430004
 def identity(value:Any # a network, a path, a file, a number of classes, or None
             )->str:
     "The fingerprint of what a stage has read, wherever that lies."
@@ -271,14 +264,14 @@ def pretrain(options:Pretrain
     options = options.filled(kind_of(data.shape))
     with seeded(stream(options.seed, 'first weights')):
         teacher = new_network(data.shape, data.n_classes, options.network)
-    folder = begun(options, engine, source)
-    if folder.result: return folder.result
-    run = Pretraining(teacher, data.sample, options.n_steps, options.batch, options.lr, engine=engine,
-                      seed=options.seed)
-    seconds = train(run, folder, options.compute.log, 'teacher')
-    folder.save('teacher', run.ema)
-    curves(folder, 'loss')
-    return folder.finish(dict(seconds=seconds))
+    with begun(options, engine, source) as folder:
+        if folder.result: return folder.result
+        run = Pretraining(teacher, data.sample, options.n_steps, options.batch, options.lr, engine=engine,
+                          seed=options.seed)
+        seconds = train(run, folder, options.compute.log, 'teacher')
+        folder.save('teacher', run.ema)
+        curves(folder, 'loss')
+        return folder.finish(dict(seconds=seconds))
 
 # %% ../nbs/43_stages.ipynb #6d147267
 def read_edm(file:Path, # official checkpoint, or weights alone
@@ -336,14 +329,14 @@ def import_(options:Import
     module = read_teacher(options.file, options.key, options.network, options.kind)
     source = name_classes(module, options)
     inputs = dict(file=identity(module))
-    folder = RunFolder(options.out).begin(options.settings(), None, options.resume, source, inputs)
-    if folder.result: return folder.result
-    folder.save('teacher', module)
-    family = module.config.get('model_type', module.config.get('kind', ''))
-    row = dict(network=type(module).__name__, family=family, parameters=n_parameters(module),
-               classes=module.n_classes or 0)
-    print(Table([dict(what=k, value=v) for k, v in row.items()]))
-    return folder.finish(row)
+    with RunFolder(options.out).begin(options.settings(), None, options.resume, source, inputs) as folder:
+        if folder.result: return folder.result
+        folder.save('teacher', module)
+        family = module.config.get('model_type', module.config.get('kind', ''))
+        row = dict(network=type(module).__name__, family=family, parameters=n_parameters(module),
+                   classes=module.n_classes or 0)
+        print(Table([dict(what=k, value=v) for k, v in row.items()]))
+        return folder.finish(row)
 
 # %% ../nbs/43_stages.ipynb #f4bff404
 def labels_like(labels:str|None,   # data with labels; None: as the network has them by itself
@@ -373,18 +366,18 @@ def degrade(options:Degrade
     options = options.filled(kind_of(teacher.shape))
     keep = EqualDrift(options.nodes) if options.every is None else Every(options.every)
     student, cond = OneStep(teacher, options.sigma_init), labels_like(options.labels, teacher)
-    folder = begun(options, engine, before.source, teacher=teacher, labels=cond)
-    if folder.result: return folder.result
-    run = Degradation(teacher, student, keep, options.n_steps, options.batch, options.lr, cond=cond,
-                      folder=folder.path, engine=engine, seed=options.seed, in_place=True)
-    seconds = train(run, folder, options.compute.log, 'path')
-    nodes = [dict(step=n.step, drift=round(n.drift, 4), gap=round(n.gap, 4))
-             for n in run.candidates.as_nodes()]
-    if folder.writes:    # the path is written by one process
-        if not (folder/MANIFEST).exists(): run.path.save(folder.path)
-        folder.save('student', student)
-        path_figure(folder, student)
-    return folder.finish(dict(seconds=seconds, passes=run.passes, nodes=nodes))
+    with begun(options, engine, before.source, teacher=teacher, labels=cond) as folder:
+        if folder.result: return folder.result
+        run = Degradation(teacher, student, keep, options.n_steps, options.batch, options.lr, cond=cond,
+                          folder=folder.path, engine=engine, seed=options.seed, in_place=True)
+        seconds = train(run, folder, options.compute.log, 'path')
+        nodes = [dict(step=n.step, drift=round(n.drift, 4), gap=round(n.gap, 4))
+                 for n in run.candidates.as_nodes()]
+        if folder.writes:    # the path is written by one process
+            if not (folder/MANIFEST).exists(): run.path.save(folder.path)
+            folder.save('student', student)
+            path_figure(folder, student)
+        return folder.finish(dict(seconds=seconds, passes=run.passes, nodes=nodes))
 
 # %% ../nbs/43_stages.ipynb #04f63031
 def itinerary_of(options:Backtrack
@@ -444,18 +437,18 @@ def backtrack(options:Backtrack
     source = before.source if options.reference else allowed(before, options.data)
     judge = judge_of(source, options.reference, options.weights, engine.device)
     read = dict(path=path, student=student, labels=cond, reference=options.reference)
-    folder = begun(options, engine, source, **read)
-    if folder.result: return folder.result
-    names = 'loss', 'n_steps', 'batch', 'lr', 'fake_lr', 'decay', 'ratio', 'seed'
-    asked = {name: getattr(options, name) for name in names}
-    run = Backtracking(student, **arm, **asked, itinerary=walk, cond=cond, engine=engine,
-                       optimizer=optimizer_of(options.betas), in_place=True)
-    look = follow(run, folder, judge, options)
-    seconds = train(run, folder, options.compute.log, f'student ({options.arm})', look)
-    folder.save('student', run.ema)
-    measured = [judge.name] if judge else []
-    curves(folder, 'mismatch', 'fake_loss', 'node', *measured)
-    return folder.finish(dict(seconds=seconds, passes=run.passes) | best_of(folder, *measured))
+    with begun(options, engine, source, **read) as folder:
+        if folder.result: return folder.result
+        names = 'loss', 'n_steps', 'batch', 'lr', 'fake_lr', 'decay', 'ratio', 'seed'
+        asked = {name: getattr(options, name) for name in names}
+        run = Backtracking(student, **arm, **asked, itinerary=walk, cond=cond, engine=engine,
+                           optimizer=optimizer_of(options.betas), in_place=True)
+        look = follow(run, folder, judge, options)
+        seconds = train(run, folder, options.compute.log, f'student ({options.arm})', look)
+        folder.save('student', run.ema)
+        measured = [judge.name] if judge else []
+        curves(folder, 'mismatch', 'fake_loss', 'node', *measured)
+        return folder.finish(dict(seconds=seconds, passes=run.passes) | best_of(folder, *measured))
 
 # %% ../nbs/43_stages.ipynb #bd2998b6
 def trained(run:Path,          # run folder of `backtrack`, `pretrain` or `import`
@@ -496,17 +489,17 @@ def sample(options:Sample
         cond = torch.tensor(classes).repeat_interleave(-(-n // len(classes)))
         n = len(cond)
     say_classes(module)
-    out = options.out or Path(options.run)/f'samples-{options.seed}'
+    out = options.out or options.run/f'samples-{options.seed}'
     if options.out is None and out.is_symlink():
         raise ValueError(f"{out} is a link, which is not followed in a run folder: give --out")
     drawn_by = dict(run=identity(module))
-    folder = RunFolder(out).begin(options.settings(), resume=options.resume, inputs=drawn_by)
-    if folder.result: return folder.result
-    x = generate(module, n, cond, options.seed, n_steps=options.n_steps)
-    file, nfe = folder/'samples.safetensors', calls_of(module, options.n_steps)
-    save_state(file, dict(samples=x) | (dict(labels=cond) if classes else {}))
-    samples_figure(folder, x, classes, f'{len(x)} samples, {nfe} network call{"s" * (nfe > 1)} each')
-    return folder.finish(dict(samples=file.name, figure='figures/samples.png', nfe=nfe))
+    with RunFolder(out).begin(options.settings(), resume=options.resume, inputs=drawn_by) as folder:
+        if folder.result: return folder.result
+        x = generate(module, n, cond, options.seed, n_steps=options.n_steps)
+        file, nfe = folder/'samples.safetensors', calls_of(module, options.n_steps)
+        save_state(file, dict(samples=x) | (dict(labels=cond) if classes else {}))
+        samples_figure(folder, x, classes, f'{len(x)} samples, {nfe} network call{"s" * (nfe > 1)} each')
+        return folder.finish(dict(samples=file.name, figure='figures/samples.png', nfe=nfe))
 
 # %% ../nbs/43_stages.ipynb #ef1b0c16
 def samples_figure(folder:RunFolder, # where to
@@ -530,6 +523,7 @@ def more_of(draw:Draw, # samples by number
            )->dict:    # `{measure: number}`
     "What only some data allow to measure: the classes of digits."
     if data.name != 'digits' or draw.n_classes != 10: return {}
+    check_counts(n=n)
     classify = digit_classifier()
     drawn = torch.cat([draw(min(500, n - i), seed, i).cpu() for i in range(0, n, 500)])
     return dict(class_accuracy=round(class_accuracy(drawn, draw.labels(n), classify), 4),
@@ -577,7 +571,7 @@ def statistics(options:Statistics
               )->dict: # number of `images` and `features`
     "Write the statistics file of real images, for --reference."
     options.check()
-    out = Path(options.out)
+    out = options.out
     if out.exists(): raise ValueError(f"{out} exists: choose another --out, or remove it first")
     files = Files(options.data)
     within = (official_splits(files) or [''])[0]    # the training images
