@@ -12,15 +12,19 @@ import os, re, shutil, signal, sys, threading, time, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator
 import tyro
-from .core import check_calls, check_schema
+from .core import Table, check_calls, check_schema, check_that, printable
 from .options import COMMANDS, Backtrack, Compare, Degrade, Demo, FromRecipe, Options, Pretrain, Run
+if TYPE_CHECKING:
+    from disback.data import Data
+    from disback.folders import RunFolder
+    from disback.recipes import Recipe
 
 # %% ../nbs/46_cli.ipynb #150d2815
 def parse(command:str, # one of `COMMANDS`
           typed:list,  # what stands behind it
-         )->tuple[Options, Any]: # its options, and the `Recipe` that they build on, if any
+         )->tuple[Options, 'Recipe|None']: # its options, and what they build on
     "What was typed, as options; what was not typed is as the recipe says."
     cls, told = COMMANDS[command], FromRecipe()
     how = dict(args=typed, prog=f'disback {command}', config=(tyro.conf.OmitArgPrefixes,))
@@ -33,13 +37,12 @@ def parse(command:str, # one of `COMMANDS`
     recipe = load_recipe(told.recipe)
     stages = recipe.stages | dict(run=Run(out=OPEN, recipe=told.recipe, compute=recipe.compute))
     options = stages[command]
-    if not told.dry_run:    # the parser demands what the recipe leaves open
-        missing = [name for name, value in vars(options).items() if value == OPEN]
-        options = replace(options, **dict.fromkeys(missing, tyro.MISSING))
+    for name, value in [*vars(options).items()]:    # the parser demands what the recipe leaves open
+        if value == OPEN and not told.dry_run: setattr(options, name, tyro.MISSING)
     return tyro.cli(cls, **how, default=options), recipe
 
 # %% ../nbs/46_cli.ipynb #253918e8
-def plan_of(recipe:Any,      # a `Recipe`
+def plan_of(recipe:'Recipe', # with a network
             options:Options, # of one of its stages, or of the run
            )->str:
     "The plan of a recipe, with these options in place of its own."
@@ -59,7 +62,7 @@ def plan_of(recipe:Any,      # a `Recipe`
     return plan_text(p, f"{recipe.title} (recipe {recipe.name})")
 
 # %% ../nbs/46_cli.ipynb #12ae5f43
-def do_in(folder:Any, # `RunFolder` of a command that chains stages
+def do_in(folder:'RunFolder', # of a command that chains stages
           name:str,   # of the stage's folder in there
           options:Options, # of the stage; `out` and `resume` are put in
          )->dict:     # its result
@@ -69,9 +72,9 @@ def do_in(folder:Any, # `RunFolder` of a command that chains stages
     return do(replace(options, out=folder/name, resume=RunFolder(folder/name).begun))
 
 def begun(options:Options, # of a command that chains stages
-          data:Any=None,   # `Data`, if it uses some itself
+          data:'Data'=None, # if it uses some itself
           **read:Any,      # what it has read, by the names of its options
-         )->Any:           # its `RunFolder`
+         )->'RunFolder':
     "The folder of a command, new or to be resumed."
     from disback.folders import RunFolder
     from disback.stages import engine_of, identity, source_of
@@ -82,7 +85,7 @@ def begun(options:Options, # of a command that chains stages
 
 # %% ../nbs/46_cli.ipynb #e7163cfb
 def demo_data(options:Demo
-             )->Any: # `Data`
+             )->'Data':
     "The data of a demo, if there are enough of them."
     from disback.data import load_data
     data = load_data(options.data, size=options.size, channels=options.channels)
@@ -97,22 +100,22 @@ def demo(options:Demo
     "The whole of DisBack in minutes: teacher, path, one-step student, table and figures."
     options.check()
     data = demo_data(options)
-    folder = begun(options, data)
-    common = dict(out=folder.path, seed=options.seed, compute=options.compute)
-    train = Pretrain(**common, data=options.data, size=options.size, channels=options.channels,
-                     n_steps=options.pretrain_steps)
-    record = Degrade(**common, teacher=folder/'teacher', n_steps=options.degrade_steps)
-    walk = Backtrack(**common, path=folder/'path', data=options.data, n_steps=options.steps)
-    results = dict(pretrain=do_in(folder, 'teacher', train), degrade=do_in(folder, 'path', record),
-                   backtrack=do_in(folder, 'student', walk))
-    arms = equal_compute(folder) if options.compare else {}
-    for arm, n in arms.items(): results[arm] = do_in(folder, arm, replace(walk, arm=arm, n_steps=n))
-    folder.processes.wait()    # until the first one has written everything
-    seconds = {name: result['seconds'] for name, result in results.items()}
-    return demo_report(folder, data, ['student', *arms], seconds, options.seed) if folder.writes else None
+    with begun(options, data) as folder:
+        common = dict(out=folder.path, seed=options.seed, compute=options.compute)
+        train = Pretrain(**common, data=options.data, size=options.size, channels=options.channels,
+                         n_steps=options.pretrain_steps)
+        record = Degrade(**common, teacher=folder/'teacher', n_steps=options.degrade_steps)
+        walk = Backtrack(**common, path=folder/'path', data=options.data, n_steps=options.steps)
+        results = dict(pretrain=do_in(folder, 'teacher', train), degrade=do_in(folder, 'path', record),
+                       backtrack=do_in(folder, 'student', walk))
+        arms = equal_compute(folder) if options.compare else {}
+        for arm, n in arms.items(): results[arm] = do_in(folder, arm, replace(walk, arm=arm, n_steps=n))
+        folder.processes.wait()    # until the first one has written everything
+        seconds = {name: result['seconds'] for name, result in results.items()}
+        return demo_report(folder, data, ['student', *arms], seconds, options.seed) if folder.writes else None
 
 # %% ../nbs/46_cli.ipynb #6fb52f57
-def equal_compute(folder:Any # `RunFolder` of a demo, its student trained
+def equal_compute(folder:'RunFolder' # of a demo, its student trained
                  )->dict:    # `{arm: its steps of stage 2}`
     "What other arms may take to cost no more than path and student did."
     from disback.folders import RunFolder
@@ -123,14 +126,13 @@ def equal_compute(folder:Any # `RunFolder` of a demo, its student trained
     return {'diff-instruct': round(n * (spent('path') + own) / own), 'warm-start': n}
 
 # %% ../nbs/46_cli.ipynb #0cb67859
-def demo_report(folder:Any,   # `RunFolder` of the demo
-                data:Any,     # `Data` to measure against
+def demo_report(folder:'RunFolder', # of the demo
+                data:'Data',  # to measure against
                 arms:list,    # folders of students in it, the names of their rows
                 seconds:dict, # that each stage took
                 seed:int,     # of the noise
                )->dict:       # rows of the table, and seconds by stage
     "Measure teacher and students, draw the figures, write `metrics.json` and print the table."
-    from disback.core import Table
     from disback.plots import COLORS, filmstrip
     from disback.files import write_json
     from disback.samplers import calls_of, generate
@@ -155,9 +157,9 @@ def demo_report(folder:Any,   # `RunFolder` of the demo
     return folder.finish(result)
 
 # %% ../nbs/46_cli.ipynb #cb9cfc85
-def comparison_figure(folder:Any,  # `RunFolder` of the demo
-                      arms:list,   # folders of students in it
-                      teacher:dict,  # what was measured of it
+def comparison_figure(folder:'RunFolder', # of the demo
+                      arms:list,    # folders of students in it
+                      teacher:dict, # what was measured of it
                      )->None:
     "Draw the quality of each arm against compute, and its mismatch and target against steps."
     import matplotlib.pyplot as plt
@@ -174,8 +176,7 @@ def comparison_figure(folder:Any,  # `RunFolder` of the demo
         steps, distances = pick(name)
         price, first = run.result['passes'] / run.config['n_steps'], 0 if arm == 'diff-instruct' else recorded
         show_curve([first + price * step for step in steps], distances, quality, label, color, yscale='log',
-                   title=TITLES[name],
-                   xlabel='forward passes of a batch, stage 1 included')
+                   title=TITLES[name], xlabel='forward passes of a batch, stage 1 included')
         show_curve(*pick('mismatch'), mismatch, label, color, smooth=10, xlabel='step',
                    title='mismatch of fake and target', yscale='log')
         steps, nodes = pick('node')
@@ -188,7 +189,7 @@ def comparison_figure(folder:Any,  # `RunFolder` of the demo
 
 # %% ../nbs/46_cli.ipynb #30665250
 def check_teacher(options:Run,
-                  recipe:Any, # its `Recipe`
+                  recipe:'Recipe', # that it names
                  )->None:
     "Raise if there is no teacher, or none that the stages could start from."
     from disback.data import load_data
@@ -234,25 +235,25 @@ def run(options:Run
     options.check()
     check_files(options)
     check_teacher(options, recipe)
-    folder = begun(options, recipe={name: o.settings() for name, o in recipe.stages.items()})
-    def do_stage(stage, name, **given): return do_in(folder, name, replace(recipe.stages[stage], **given))
-    common = dict(seed=options.seed, compute=options.compute)
-    judged = {name: getattr(options, name) for name in ('reference', 'weights') if getattr(options, name)}
-    data = recipe.stages['pretrain'].data if options.teacher is None else options.data
-    if data is not None: judged |= dict(data=data)
-    teacher = folder/'teacher'
-    if options.teacher is None: do_stage('pretrain', 'teacher', **common)
-    elif RunFolder(options.teacher).begun: teacher = options.teacher
-    elif folder.writes: do_stage('import', 'teacher', file=options.teacher, data=options.data)
-    folder.processes.wait()    # until the first one has imported it
-    do_stage('degrade', 'path', teacher=teacher, **common)
-    do_stage('backtrack', 'student', path=folder/'path', **common, **judged)
-    return folder.finish(run_report(options, recipe, folder, teacher, judged))
+    with begun(options, recipe={name: o.settings() for name, o in recipe.stages.items()}) as folder:
+        def do_stage(stage, name, **given): return do_in(folder, name, replace(recipe.stages[stage], **given))
+        common = dict(seed=options.seed, compute=options.compute)
+        judged = {name: getattr(options, name) for name in ('reference', 'weights') if getattr(options, name)}
+        data = recipe.stages['pretrain'].data if options.teacher is None else options.data
+        if data is not None: judged |= dict(data=data)
+        teacher = folder/'teacher'
+        if options.teacher is None: do_stage('pretrain', 'teacher', **common)
+        elif RunFolder(options.teacher).begun: teacher = options.teacher
+        elif folder.writes: do_stage('import', 'teacher', file=options.teacher, data=options.data)
+        folder.processes.wait()    # until the first one has imported it
+        do_stage('degrade', 'path', teacher=teacher, **common)
+        do_stage('backtrack', 'student', path=folder/'path', **common, **judged)
+        return folder.finish(run_report(options, recipe, folder, teacher, judged))
 
 # %% ../nbs/46_cli.ipynb #6f0d11b2
 def run_report(options:Run,
-               recipe:Any,   # its `Recipe`
-               folder:Any,   # its `RunFolder`, the student trained
+               recipe:'Recipe', # that it names
+               folder:'RunFolder', # its own, the student trained
                teacher:Path, # run folder
                judged:dict,  # `reference`, `weights` and `data`, if they were given
               )->dict:       # rows of what was measured
@@ -282,16 +283,16 @@ def compare(options:Compare
     protocol = replace(c.PROTOCOLS[kind], budget=options.budget, threshold=options.threshold)
     tasks, arms, seeds = [[*dict.fromkeys(getattr(options, name))] for name in ('tasks', 'arms', 'seeds')]
     settings = dict(stage=options.name, tasks=tasks, arms=arms, seeds=seeds, protocol=asdict(protocol))
-    folder = RunFolder(options.out).begin(settings, resume=options.resume)
-    rows = c.compare(tasks, arms, seeds, protocol, folder.path, options.jobs)
-    table = c.summary(rows, protocol.threshold)
-    c.write_csv(folder/'curves.csv', rows)
-    c.write_csv(folder/'summary.csv', table)
-    ylabel = 'energy distance (data units)' if kind == 'points' else 'Fréchet distance'
-    folder.figure('comparison.png', c.show_comparison(rows, protocol.threshold, ylabel=ylabel))
-    print(c.text(table), f"tables and figure: {folder/'summary.csv'}, {folder/'curves.csv'}, "
-          f"{folder/'figures'/'comparison.png'}", sep='\n\n')
-    return folder.finish(dict(summary=table))
+    with RunFolder(options.out).begin(settings, resume=options.resume) as folder:
+        rows = c.compare(tasks, arms, seeds, protocol, folder.path, options.jobs)
+        table = c.summary(rows, protocol.threshold)
+        c.write_csv(folder/'curves.csv', rows)
+        c.write_csv(folder/'summary.csv', table)
+        ylabel = 'energy distance (data units)' if kind == 'points' else 'Fréchet distance'
+        folder.figure('comparison.png', c.show_comparison(rows, protocol.threshold, ylabel=ylabel))
+        print(c.text(table), f"tables and figure: {folder/'summary.csv'}, {folder/'curves.csv'}, "
+              f"{folder/'figures'/'comparison.png'}", sep='\n\n')
+        return folder.finish(dict(summary=table))
 
 # %% ../nbs/46_cli.ipynb #93db26f3
 def do_command(typed:list # what stands behind `disback`
@@ -317,6 +318,7 @@ class Shown:
     "Standard output for words of any origin; what could not be written is kept in `lost`."
     def __init__(self,
                  file:Any): # text, such as `sys.stdout`
+        check_that(hasattr(file, 'write'), 'file', file, 'one to write text to')
         self.file, self.lost = file, []
 
     def __getattr__(self, name): return getattr(self.file, name)
@@ -366,7 +368,6 @@ def gentle()->Iterator[None]:
 
 def tell(said:str)->None: # one sentence
     "Say something on standard error, if there is one."
-    from disback.core import printable
     with suppress(OSError, ValueError, AttributeError):
         print(f'disback: {printable(said)}'.encode(errors='backslashreplace').decode(), file=sys.stderr)
 
