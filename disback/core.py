@@ -207,12 +207,11 @@ def patch_property(f:Callable # a function whose only parameter is annotated wit
     return patch(f, property)
 
 # %% ../nbs/00_core.ipynb #c027299a
-def as_cell(value:Any, # a number, words or None
-            digits:int=3, # of numbers that are not whole
+def as_cell(value:Any # a number, words or None
            )->str:
-    "A value as it stands in a table."
+    "A value as it stands in a table; numbers that are not whole have three digits."
     if isinstance(value, numbers.Integral): return f'{value:,}'
-    if isinstance(value, numbers.Real): return f'{value:.{digits}f}'
+    if isinstance(value, numbers.Real): return f'{value:.3f}'
     return '' if value is None else str(value)
 
 class Table:
@@ -220,11 +219,10 @@ class Table:
     def __init__(self,
                  rows:Iterable[dict], # one a row; columns stand in the order in which rows name them
                  left:int=1,          # columns that are set flush left; numbers stand flush right
-                 digits:int=3,        # of numbers that are not whole
                 ):
         rows = [*rows]
         self.columns, self.left = [*dict.fromkeys(k for row in rows for k in row)], left
-        self.cells = [[as_cell(row.get(k), digits) for k in self.columns] for row in rows]
+        self.cells = [[as_cell(row.get(k)) for k in self.columns] for row in rows]
 
     @classmethod
     def of(cls, rows:dict): # `{name: row}`; names stand in the first column

@@ -32,18 +32,17 @@ def new_axes(ax:Axes|None=None,  # axes; None: those of a new figure
     return plt.subplots(figsize=size, layout='constrained')[1] if ax is None else ax
 
 # %% ../nbs/04_plots.ipynb #2eb043cb
-def check_points(x:Any, # to be shown
-                 name:str='points', # what they are called in a message
+def check_points(x:Any # to be shown
                 )->torch.Tensor: # `(n, 2)` or more coordinates, on the CPU
     "Finite points, or a sentence that says what was given instead."
     good = isinstance(x, torch.Tensor) and x.ndim == 2 and x.shape[1] > 1 and len(x) and x.isfinite().all()
-    check_that(bool(good), name, x, 'a tensor of finite points (n, 2)')
+    check_that(good, 'points', x, 'a tensor of finite points (n, 2)')
     return x.detach().cpu().float()
 
 def limits(*sets:torch.Tensor # samples `(n, 2)`
           )->tuple[float, float]: # `(low, high)` for both axes
     "Square limits that hold the central 99.6 % of all the points."
-    check_that(bool(sets), 'sets', sets, 'points, at least one set')
+    check_that(sets, 'sets', sets, 'points, at least one set')
     q = torch.cat([check_points(s).flatten() for s in sets])
     low, high = torch.quantile(q[:: max(1, len(q) // 100_000)], torch.tensor([.002, .998])).tolist()
     pad = 0.12 * (high - low) + 1e-3
@@ -75,7 +74,7 @@ def image_grid(x:torch.Tensor,  # images `(n, C, H, W)` in [-1, 1]
               )->torch.Tensor:  # `(H', W', C)` in [0, 1]
     "Tile images into one."
     good = isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[1] in (1, 3) and len(x)
-    check_that(bool(good and x.isfinite().all()), 'images', x, 'a tensor of finite images (n, 1 or 3, H, W)')
+    check_that(good and x.isfinite().all(), 'images', x, 'a tensor of finite images (n, 1 or 3, H, W)')
     check_number('pad', pad, whole=True, least=0, most=1000)
     n, C, H, W = x.shape
     if columns is not None: check_number('columns', columns, whole=True, least=1, most=n)

@@ -495,7 +495,6 @@ SPECIAL = {
     "cli.do_in": dict(
         folder=lambda: run_folder("new"), options=lambda: options("Sample", run=WORLD / "student", n=4)
     ),
-    "cli.begun": dict(options=lambda: options("Demo", out=fresh())),
     "cli.demo_data": dict(options=command("Demo", **DEMO)),
     "cli.demo": dict(options=lambda: options("Demo", out=fresh(), **DEMO)),
     "cli.equal_compute": dict(folder=lambda: run_folder("")),
@@ -736,7 +735,6 @@ SPECIAL = {
     "runs.set_random_states": dict(states=lambda: module("runs").random_states()),
     "stages.tracker": dict(log=lambda: "no", folder=lambda: run_folder("student")),
     "stages.train": dict(folder=lambda: module("folders").RunFolder(fresh())),
-    "stages.real_samples": dict(data=ring),
     "stages.row_of": dict(record=lambda: next(backtracking())),
     "stages.quality": dict(data=ring, x=lambda: randn(9, 2)),
     "stages.judge_for": dict(data=ring),
