@@ -419,6 +419,7 @@ def median_interval(low:list[float], # a number for each seed, or the least that
                     least:float=.95, # level wanted
                    )->tuple[float, float, float]|None: # ends, and the level attained; None: too few seeds
     "Order-statistics interval for a median, with its exact binomial level (Conover 1999, section 3.2)."
+    check_number('least', least, above=0, below=1)
     low, high = sorted(low), sorted(low if high is None else high)
     n, outside, j = len(low), 0, 0
     check_that(len(high) == n and not any(map(math.isnan, low + high)), 'values', low, 'numbers, one a seed')

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', 'check_number', 'check_counts', 'check_memory',
-           'check_callables', 'check_choice', 'stream', 'check_regular', 'check_schema', 'kinds_of', 'with_article',
-           'is_a', 'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
+           'check_callables', 'check_choice', 'stream', 'check_regular', 'check_schema', 'kinds_of', 'typed',
+           'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
 import collections.abc, functools, hashlib, html, inspect, itertools, math, numbers, os, stat, types
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Callable, Iterable, Union, get_args, get_origin
+from typing import Annotated, Any, Callable, Iterable, Literal, Union, get_args, get_origin
 
 # %% ../nbs/00_core.ipynb #5aa10001
 def printable(text:Any # what may come from a file or from somebody else
@@ -29,7 +29,7 @@ def in_short(value:Any # anything
     except Exception: said = f'a {type(value).__name__}'    # somebody's own `__repr__`
     return said if len(said) <= 80 else f'{said[:77]}...'
 
-def check_that(good:bool,  # whether the value is as it must be
+def check_that(good:Any,   # whether the value is as it must be
                name:str,   # what the value is called in the message
                value:Any,  # what was given
                wanted:str, # what was expected, and how to mend it
@@ -55,7 +55,7 @@ def check_number(name:str,  # what the number is called in the message
     wanted = f"a {'whole' if whole else 'finite'} number{words and f', {words}'}"
     check_that(False, name, value, wanted)
 
-def check_counts(**values:int): # by name, in one message each
+def check_counts(**values:Any): # by name, in one message each
     "Raise if something that is counted is not a whole number from 1 to a billion (no loop would end)."
     for name, value in values.items(): check_number(name, value, whole=True, least=1, most=10**9)
 
@@ -104,8 +104,9 @@ def check_regular(file:str|Path, # to be read; it must be there
     return Path(file)
 
 def check_schema(value:Any,  # plain data from a file
-                 schema:Any, # a type or several; `[schema]`: a list of such; `{key: schema}`: a dictionary of
-                             # these keys, `{str: schema}`: of any; a function: whether a value is right
+                 schema:list|dict|tuple|Callable, # a type or several; `[schema]`: a list of such;
+                             # `{key: schema}`: a dictionary of these keys, `{str: schema}`: of any;
+                             # a function: whether a value is right
                  where:str,  # what the value is called in the message
                 )->Any:      # the value
     "Raise a `ValueError` unless plain data have the form that they must have."
@@ -126,54 +127,58 @@ def check_schema(value:Any,  # plain data from a file
     return value
 
 # %% ../nbs/00_core.ipynb #5aa10011
-KINDS = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list),
-         list: (tuple, list)}    # what is taken for them
+KINDS = {int: (numbers.Integral,), float: (numbers.Real,), tuple: (tuple, list), list: (tuple, list),
+         Path: (str, Path)}    # what is taken for them
 SAID = {numbers.Integral: 'a whole number', numbers.Real: 'a number', bool: 'True or False', str: 'text',
         type(None): 'None', collections.abc.Callable: 'a function', list: 'a list'}
 
 def kinds_of(annotation:Any # of a parameter
-            )->tuple: # of classes, one of which an argument must have; empty: it may be anything
+            )->tuple: # one of which an argument must have: classes, names of classes, `Literal`; empty: any
     "The kinds of arguments that an annotation allows, whatever they hold."
-    origin = get_origin(annotation)
-    if origin is Annotated: return kinds_of(get_args(annotation)[0])
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated: return kinds_of(parts[0])
     if origin in (Union, types.UnionType):
-        parts = [kinds_of(part) for part in get_args(annotation)]
+        parts = [*map(kinds_of, parts)]
         return sum(parts, ()) if all(parts) else ()
+    if origin is Literal or isinstance(annotation, str): return (annotation,)
     kind = origin or (type(None) if annotation is None else annotation)
     if not isinstance(kind, type) or kind in (Any, inspect.Parameter.empty, object): return ()
-    kind = KINDS.get(kind, kind)
-    return kind if isinstance(kind, tuple) else (kind,)
+    return KINDS.get(kind, (kind,))
 
-def with_article(name:str)->str: # of a class
-    "A name as a sentence takes it."
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+def _has(value, kind):
+    "Whether a value is of a kind: True is no number, text no list."
+    if isinstance(kind, str): return kind in [cls.__name__ for cls in type(value).__mro__]
+    if not isinstance(kind, type): return isinstance(value, str) and value in get_args(kind)
+    return isinstance(value, kind) and (kind in (bool, str) or not isinstance(value, (bool, str)))
 
-def is_a(value:Any,   # an argument
-         kinds:tuple, # as `kinds_of` gives them
-        )->bool:
-    "Whether a value has one of several kinds; True is no number, and neither is nan."
-    if isinstance(value, bool): return bool in kinds
-    return isinstance(value, kinds) and (not isinstance(value, float) or value == value)
+def _said(kind):
+    "What a sentence calls a kind."
+    if get_origin(kind) is Literal: return f"one of {', '.join(get_args(kind))}"
+    name = getattr(kind, '__name__', kind)
+    return SAID.get(kind, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
 
 # %% ../nbs/00_core.ipynb #5aa10013
 def typed(f:Callable # with annotations
          )->Callable: # the same, which raises a `ValueError` that names the first argument of a wrong kind
     "Let a function look at the kinds of its arguments before it does anything."
-    if hasattr(f, 'rules'): return f    # already does
+    if hasattr(f, 'checked'): return f    # already does
     given = inspect.signature(f).parameters.values()
-    rules = {p.name: (p.name, kinds_of(p.annotation), p.default) for p in given
-             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    order = [rules[p.name] for p in given if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    rules = {p.name: (kinds_of(p.annotation), p.default) for p in given}
+    order = [p.name for p in given if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    stars = [p.name for p in given if p.kind == p.VAR_POSITIONAL]    # each stands for any number of them
+    known = set()    # types that were found good, by argument
     @functools.wraps(f)
     def checked(*args, **options):
-        named = ((rules.get(name, ('', (), None)), value) for name, value in options.items())
-        for (name, kinds, default), value in itertools.chain(zip(order, args), named):
-            if not kinds or value is default: continue
-            if is_a(value, kinds): continue
-            words = dict.fromkeys(SAID.get(kind, with_article(kind.__name__)) for kind in kinds)
-            check_that(False, name, value, ' or '.join(words))
+        names = itertools.chain(order, itertools.cycle(stars))
+        for name, value in itertools.chain(zip(names, args), options.items()):
+            if (name, type(value)) in known: continue
+            kinds, default = rules.get(name, ((), None))
+            good = not isinstance(value, float) or value == value
+            if kinds and value is not default and not (good and any(_has(value, kind) for kind in kinds)):
+                check_that(False, name, value, ' or '.join(dict.fromkeys(map(_said, kinds))))
+            if not isinstance(value, (float, str)): known.add((name, type(value)))
         return f(*args, **options)
-    checked.rules = rules
+    checked.checked = True
     return checked
 
 def check_calls(module:dict # the `globals()` of a module
@@ -182,8 +187,9 @@ def check_calls(module:dict # the `globals()` of a module
     for name, value in [*module.items()]:
         if name.startswith('_') or getattr(value, '__module__', None) != module['__name__']: continue
         if inspect.isfunction(value): module[name] = typed(value)
-        elif inspect.isclass(value) and inspect.isfunction(vars(value).get('__init__')):
-            value.__init__ = typed(value.__init__)
+        elif inspect.isclass(value):
+            made = [name for name in ('__new__', '__init__') if name in vars(value)]
+            for name in made: setattr(value, name, typed(getattr(value, name)))
 
 # %% ../nbs/00_core.ipynb #dc153a57
 def patch(f:Callable, # a function whose first parameter is annotated with a class
@@ -201,24 +207,22 @@ def patch_property(f:Callable # a function whose only parameter is annotated wit
     return patch(f, property)
 
 # %% ../nbs/00_core.ipynb #c027299a
-def as_cell(value:Any, # a number, words or None
-            digits:int=3, # of numbers that are not whole
+def as_cell(value:Any # a number, words or None
            )->str:
-    "A value as it stands in a table."
-    if value is None or isinstance(value, str): return value or ''
+    "A value as it stands in a table; numbers that are not whole have three digits."
     if isinstance(value, numbers.Integral): return f'{value:,}'
-    return f'{value:.{digits}f}'
+    if isinstance(value, numbers.Real): return f'{value:.3f}'
+    return '' if value is None else str(value)
 
 class Table:
     "Rows of words and numbers: text when printed, HTML in a notebook."
     def __init__(self,
                  rows:Iterable[dict], # one a row; columns stand in the order in which rows name them
                  left:int=1,          # columns that are set flush left; numbers stand flush right
-                 digits:int=3,        # of numbers that are not whole
                 ):
         rows = [*rows]
         self.columns, self.left = [*dict.fromkeys(k for row in rows for k in row)], left
-        self.cells = [[as_cell(row.get(k), digits) for k in self.columns] for row in rows]
+        self.cells = [[as_cell(row.get(k)) for k in self.columns] for row in rows]
 
     @classmethod
     def of(cls, rows:dict): # `{name: row}`; names stand in the first column
@@ -262,9 +266,10 @@ def defaults(stage:str,        # 'pretrain', 'degrade', 'backtrack' or 'compare'
              kind:str='points', # of data: 'points' or 'images'
             )->SimpleNamespace: # each default by its name
     "The defaults of a stage for a kind of data."
+    check_choice('stage', stage, DEFAULTS)
+    check_choice('kind of data', kind, ('points', 'images'))
     table = DEFAULTS[stage]
     return SimpleNamespace(**{k: v[kind] if isinstance(v, dict) else v for k, v in table.items()})
 
 # %% ../nbs/00_core.ipynb #c0ca1100
-for f in (printable, in_short, check_that, kinds_of, with_article, is_a, typed, check_calls): f.rules = None
 check_calls(globals())

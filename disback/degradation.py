@@ -41,7 +41,9 @@ def drift(a:torch.Tensor, b:torch.Tensor, # two denoisers' answers to one probe,
          )->float:                        # `sqrt(E ||D_a - D_b||^2 / sigma^2)`
     "Distance between two denoisers on a probe."
     check_alike(a=a, b=b)
-    return (a - b).square().flatten(1).sum(1).mean().sqrt().item()
+    d = (a - b).square().flatten(1).sum(1).mean().sqrt().item()
+    check_number('the drift between two denoisers', d)
+    return d
 
 # %% ../nbs/22_degradation.ipynb #c22e5aae
 @dataclass(frozen=True)

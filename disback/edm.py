@@ -359,13 +359,14 @@ def vp_coefficients(sigma:torch.Tensor,  # noise levels, any shape
                     M:int=1000,          # number of time steps the network was trained with
                    )->tuple:             # `c_skip, c_out, c_in, c_noise`
     "Preconditioning of the VP networks (EDM table 1, first column)."
+    check_number('beta_d', beta_d, above=0)
     t = ((beta_min**2 + 2 * beta_d * (1 + sigma**2).log()).sqrt() - beta_min) / beta_d
     return torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt(), (M - 1) * t
 
 def ve_coefficients(sigma:torch.Tensor # noise levels, any shape
                    )->tuple:           # `c_skip, c_out, c_in, c_noise`
     "Preconditioning of the VE networks (EDM table 1, second column)."
-    return torch.ones_like(sigma), sigma, torch.ones_like(sigma), (sigma / 2).log()
+    return torch.ones_like(sigma), sigma, torch.ones_like(sigma), (sigma / 2).clamp_min(1e-38).log()
 
 def vp_sigma(t:float, # time, from 0 to 1
              beta_d:float=19.9, beta_min:float=.1, # slope of the schedule, and its start
@@ -378,6 +379,7 @@ def iddpm_levels(C_1:float=.001, C_2:float=.008, # smallest ratio of a step, and
                  M:int=1000,   # number of time steps
                 )->torch.Tensor: # `(M + 1,)`, falling to zero
     "The noise levels of the iDDPM networks (EDM table 1, third column)."
+    check_number('M', M, whole=True, least=1, most=10**6)
     bar = [math.sin(.5 * math.pi * j / M / (C_2 + 1))**2 for j in range(M + 1)]
     u = [0.]
     for j in range(M, 0, -1): u.append(((u[-1]**2 + 1) / max(bar[j - 1] / bar[j], C_1) - 1)**.5)

@@ -36,6 +36,9 @@ class RunningMoments:
     mean: torch.Tensor|float = 0.      # of these, `(D,)`
     scatter: torch.Tensor|float = 0.   # sum of the squares of what they are off the mean, `(D, D)`
 
+    def __post_init__(self):
+        for name, v in vars(self).items(): check_that(torch.as_tensor(v).isfinite().all(), name, v, 'finite')
+
 # %% ../nbs/32_evaluation.ipynb #cf129388
 @patch
 def merge(self:RunningMoments,

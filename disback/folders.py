@@ -48,6 +48,12 @@ class RunFolder:
     def checkpoint(self)->Path: # file of the state of its run
         return self/'checkpoint.safetensors'
 
+    def __enter__(self)->'RunFolder':
+        return self
+
+    def __exit__(self, kind:Any, error:BaseException|None, trace:Any)->None:
+        if isinstance(error, Exception): self.take_back()
+
 # %% ../nbs/41_folders.ipynb #5c414002
 SOURCE = dict(name=str, labels=bool, size=(int, type(None)), channels=(int, type(None))) | ANY
 CONFIG = dict(stage=str, inputs={str: str},
@@ -144,6 +150,7 @@ def begin(self:RunFolder,
         if not self.begun: self.check_empty(resume)
         self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
+        self.fresh = not self.begun
         if self.begun: self.check_same(config, resume)
         else: write_json(self/'config.json', {k: self.relative(k, v) for k, v in config.items()})
     self.processes.wait()
@@ -213,6 +220,16 @@ def recording(self:RunFolder,
         with whole(self/'metrics.jsonl') as tmp: tmp.write_text(''.join(lines))
     with open(self/'metrics.jsonl' if self.writes else '/dev/null', 'a', buffering=1) as file:
         yield lambda row: file.write(json.dumps(row) + '\n')
+
+# %% ../nbs/41_folders.ipynb #5c41400d
+@patch
+def take_back(self:RunFolder)->None:
+    "Remove a new folder, unless it holds something to go on from or somebody else's files."
+    if not self.writes or not self.fresh or self.metrics: return
+    files = [*self.path.iterdir()]
+    if {f.name for f in files} <= {'config.json', 'metrics.jsonl', 'candidate-000000.safetensors'}:
+        for file in files: file.unlink()
+        self.path.rmdir()
 
 # %% ../nbs/41_folders.ipynb #d7234981
 FORMAT = 'disback-network-2'

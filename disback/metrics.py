@@ -55,6 +55,7 @@ def squared_distances(x:torch.Tensor, # points `(n, D)`, double precision
                       slack:float=0., # by what part of the squared lengths they are made smaller
                      )->Iterator[torch.Tensor]: # pieces `(rows, m)`
     "All squared distances by matrix products, a manageable number of rows at a time."
+    x, y = as_pair(x, y, least=1)
     x, y = x - y.mean(0), y - y.mean(0)    # short vectors, small rounding
     xx, yy, rows = x.square().sum(1, True), y.square().sum(1), max(1, 2**22 // len(y))
     for part, length in zip(x.split(rows), xx.split(rows)):

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from itertools import repeat
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from torch import nn
 from .core import check_calls, check_choice, check_counts, check_number, check_that, patch, stream
 from .data import Classes
@@ -245,11 +247,11 @@ def mismatch_field(a:Callable,          # a denoiser
     with at_rest(a, b): return answer(a, *at) - answer(b, *at)
 
 # %% ../nbs/30_mismatch.ipynb #df6eefbd
-def with_colorbar(ax:Any,    # axes with an image
-                  image:Any, # what the colours belong to
+def with_colorbar(ax:Axes,   # with an image
+                  image:ScalarMappable, # what the colours belong to
                   label:str, # of the colour bar
                   title:str|None=None, # of the axes; None: none
-                 )->Any:     # the axes
+                 )->Axes:    # the same
     "Add a colour bar and a title in small print."
     ax.figure.colorbar(image, ax=ax, label=label).ax.tick_params(labelsize=7)
     if title: ax.set_title(title, fontsize=9)

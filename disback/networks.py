@@ -220,6 +220,7 @@ def conv_level(c_in:int,  # channels coming in
                n:int,     # number of blocks
               )->nn.ModuleList:
     "The residual blocks at one resolution."
+    check_number('n', n, whole=True, least=1, most=1000)
     return nn.ModuleList(ConvBlock(c_out if i else c_in, c_out, width) for i in range(n))
 
 # %% ../nbs/05_networks.ipynb #1eb6e28b

@@ -84,7 +84,7 @@ def as_edm(sigma:torch.Tensor,      # noise levels, any shape
     "EDM's preconditioning, as diffusers writes it (EDM eq. 7)."
     c_skip, c_out, c_in, _ = precondition(sigma, sigma_data)
     if prediction_type == 'v_prediction': c_out = -c_out
-    return c_skip, c_out, c_in, time_scale * (sigma + 1e-44).log() / 4    # finite at 0
+    return c_skip, c_out, c_in, time_scale * (sigma.clamp_min(0) + 1e-44).log() / 4    # finite at 0
 
 def as_consistency(sigma:torch.Tensor,      # noise levels, any shape
                    sigma_data:float,        # root mean square of the data

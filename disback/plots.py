@@ -7,7 +7,7 @@ __all__ = ['COLORS', 'node_colors', 'new_axes', 'check_points', 'limits', 'show_
            'show_samples', 'filmstrip', 'running_mean', 'show_curve']
 
 # %% ../nbs/04_plots.ipynb #d0f39fd6
-from typing import Any
+from typing import Any, Iterable
 import matplotlib.pyplot as plt
 import torch
 from matplotlib import colormaps
@@ -32,18 +32,17 @@ def new_axes(ax:Axes|None=None,  # axes; None: those of a new figure
     return plt.subplots(figsize=size, layout='constrained')[1] if ax is None else ax
 
 # %% ../nbs/04_plots.ipynb #2eb043cb
-def check_points(x:Any, # to be shown
-                 name:str='points', # what they are called in a message
+def check_points(x:Any # to be shown
                 )->torch.Tensor: # `(n, 2)` or more coordinates, on the CPU
     "Finite points, or a sentence that says what was given instead."
     good = isinstance(x, torch.Tensor) and x.ndim == 2 and x.shape[1] > 1 and len(x) and x.isfinite().all()
-    check_that(bool(good), name, x, 'a tensor of finite points (n, 2)')
-    return x.detach().cpu()
+    check_that(good, 'points', x, 'a tensor of finite points (n, 2)')
+    return x.detach().cpu().float()
 
 def limits(*sets:torch.Tensor # samples `(n, 2)`
           )->tuple[float, float]: # `(low, high)` for both axes
     "Square limits that hold the central 99.6 % of all the points."
-    check_that(bool(sets), 'sets', sets, 'points, at least one set')
+    check_that(sets, 'sets', sets, 'points, at least one set')
     q = torch.cat([check_points(s).flatten() for s in sets])
     low, high = torch.quantile(q[:: max(1, len(q) // 100_000)], torch.tensor([.002, .998])).tolist()
     pad = 0.12 * (high - low) + 1e-3
@@ -52,7 +51,7 @@ def limits(*sets:torch.Tensor # samples `(n, 2)`
 # %% ../nbs/04_plots.ipynb #25318ded
 def show_points(x:torch.Tensor,       # samples `(n, 2)`
                 ax:Axes|None=None,    # axes; None: a new figure
-                color:Any=COLORS['student'], # of the points
+                color:str|tuple=COLORS['student'], # of the points
                 title:str|None=None,  # above the panel
                 limits:tuple|None=None, # `(low, high)` for both axes
                 most:int=2000,        # draw at most so many points
@@ -75,7 +74,7 @@ def image_grid(x:torch.Tensor,  # images `(n, C, H, W)` in [-1, 1]
               )->torch.Tensor:  # `(H', W', C)` in [0, 1]
     "Tile images into one."
     good = isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[1] in (1, 3) and len(x)
-    check_that(bool(good and x.isfinite().all()), 'images', x, 'a tensor of finite images (n, 1 or 3, H, W)')
+    check_that(good and x.isfinite().all(), 'images', x, 'a tensor of finite images (n, 1 or 3, H, W)')
     check_number('pad', pad, whole=True, least=0, most=1000)
     n, C, H, W = x.shape
     if columns is not None: check_number('columns', columns, whole=True, least=1, most=n)
@@ -102,7 +101,7 @@ def show_images(x:torch.Tensor,       # images `(n, C, H, W)` in [-1, 1]
 def show_samples(x:torch.Tensor,       # points `(n, 2)` or images `(n, C, H, W)`
                  ax:Axes|None=None,    # axes; None: a new figure
                  title:str|None=None,  # above the panel
-                 color:Any=COLORS['student'], # of points
+                 color:str|tuple=COLORS['student'], # of points
                  limits:tuple|None=None, # for both axes, of points
                  most:int=64,          # images shown
                 )->Axes:
@@ -120,10 +119,13 @@ def filmstrip(frames:list,      # samples, one a panel
               most:int=36,      # images a panel
              )->Figure:
     "Draw a series of sample sets side by side."
-    check_that(0 < len(frames) == len(titles), 'titles', titles, f'one for each of the {len(frames)} frames')
-    check_number('columns', len(frames) if columns is None else columns, whole=True, least=1, most=1000)
-    columns, colors = columns or len(frames), colors or [COLORS['student']] * len(frames)
-    rows, points = -(-len(frames) // columns), frames[0].ndim == 2
+    n = len(frames)
+    columns, colors = n if columns is None else columns, colors or [COLORS['student']] * n
+    for name, value in dict(titles=titles, colors=colors).items():
+        check_that(0 < n == len(value), name, value, f'one for each of the {n} frames')
+    check_number('columns', columns, whole=True, least=1, most=1000)
+    check_number('width', width, above=0, most=100)
+    rows, points = -(-n // columns), frames[0].ndim == 2
     beneath = [data] if points and data is not None else []
     lim = limits(*frames, *beneath) if points else None
     height = width + .24 * (1 + max(t.count('\n') for t in titles)) + .1 * points    # titles, tick labels
@@ -133,11 +135,11 @@ def filmstrip(frames:list,      # samples, one a panel
         for x in beneath: show_points(x, ax, COLORS['data'], limits=lim, size=1)
         show_samples(frame, ax, title, color, lim, most)
         if points and i % columns: ax.tick_params(labelleft=False)
-    for ax in axes.flat[len(frames):]: ax.set_axis_off()
+    for ax in axes.flat[n:]: ax.set_axis_off()
     return fig
 
 # %% ../nbs/04_plots.ipynb #9931be40
-def running_mean(y:Any,      # `(n,)`
+def running_mean(y:Iterable, # `(n,)`
                  window:int, # values averaged
                 )->torch.Tensor: # `(n,)`, double precision
     "Mean over the last `window` values (over fewer at the start)."
@@ -148,11 +150,11 @@ def running_mean(y:Any,      # `(n,)`
     return (c[i] - c[j]) / (i - j)
 
 # %% ../nbs/04_plots.ipynb #ff52135c
-def show_curve(x:Any,               # `(n,)`
-               y:Any,               # `(n,)`
+def show_curve(x:Iterable,          # `(n,)`
+               y:Iterable,          # `(n,)`
                ax:Axes|None=None,   # axes; None: a new figure
                label:str|None=None, # in the legend
-               color:Any=None,      # None: the next one
+               color:str|tuple|None=None, # None: the next one
                smooth:int=0,        # window of the running mean; 0: none
                **axis,              # e.g. `xlabel='step', ylabel='loss', yscale='log'`
               )->Axes:

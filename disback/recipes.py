@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, Iterator
 import torch, tyro
 from .backtracking import backtracking_passes
-from .core import check_calls, Table, check_choice, check_number, check_regular
+from .core import Table, check_calls, check_choice, check_counts, check_number, check_regular
+from .core import check_that
 from .degradation import EqualDrift, Every, degradation_passes
 from .edm import edm_network
 from .engine import Engine
 from .folders import shipped
 from .losses import get_loss
 from .networks import build
-from .options import STAGES, Backtrack, Compute, Degrade, Evaluate
+from .options import STAGES, Backtrack, Compute, Degrade, Evaluate, kind_of
 from .samplers import calls_of
 
 # %% ../nbs/42_recipes.ipynb #be2dc79c
@@ -58,8 +59,7 @@ def read_table(cls:type, # of options
                name:str, # of recipe and table, for the message
               )->Any:    # the options, `OPEN` where they need more
     "A table of a recipe as options, every line of it checked."
-    if not isinstance(table, dict):
-        raise ValueError(f"{name} must be a table of options, [{name.split()[-1]}], got {table!r}: mend it")
+    check_that(isinstance(table, dict), name, table, f'a table of options, [{name.split()[-1]}]')
     known = fields(cls)
     for option in table: check_choice(f'option in {name}:', option, [f.name for f in known])
     needed = [f.name for f in known if f.default is MISSING and f.default_factory is MISSING]
@@ -129,8 +129,7 @@ def check_network(network:Any, # of a recipe
                   name:str     # of the recipe, for the message
                  )->None:
     "Raise a `ValueError` unless a table describes a network, or there is none."
-    if not isinstance(network, dict | None):
-        raise ValueError(f"{name}: network must be a table, [network], got {network!r}")
+    check_that(isinstance(network, dict | None), f'{name}: network', network, 'a table, [network]')
     try: json.dumps(network)
     except TypeError:
         raise ValueError(f"{name}: the table network may hold text, numbers, true, false and lists, "
@@ -155,6 +154,7 @@ def saved_bytes(network:torch.nn.Module, # a denoiser with attribute `shape`; on
                 batch:int, # samples
                )->int:     # bytes
     "What torch saves in a forward pass for the backward pass, the weights apart."
+    check_counts(batch=batch)
     meta, seen = copy.deepcopy(network).to('meta').requires_grad_(), {}
     own = {p.untyped_storage()._cdata for p in meta.parameters()}
     def keep(t):
@@ -185,6 +185,7 @@ def probe(network:torch.nn.Module, # a denoiser with attribute `shape`; on the m
           engine:Engine|None=None, # None: where the network is, float32
          )->float:     # seconds a sample and forward pass, median
     "Time a forward pass on the engine's device: three after one to warm up, fewer if they take 10 s."
+    check_counts(batch=batch)
     engine, network = engine or Engine(), with_values(network)
     device = engine.device_for(engine.place(network))
     call, wait = engine.callable_of(network), lambda: None
@@ -247,7 +248,8 @@ def plan(network:torch.nn.Module, # a denoiser; on the meta device if no `second
          seconds:dict|None=None, # a sample and forward pass, by device: `{name: seconds}`
         )->Plan:
     "What recording, backtracking and evaluation cost: passes, images, memory, disk and time."
-    kind = 'images' if len(network.shape) == 3 else 'points'
+    check_counts(processes=processes)
+    kind = kind_of(network.shape)
     degrade, backtrack = degrade.filled(kind), backtrack.filled(kind)
     rows = stage_costs(degrade, backtrack, evaluate)
     for row in rows:

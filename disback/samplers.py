@@ -55,7 +55,9 @@ def unit_noise(noise:torch.Tensor|Sequence[int], # unit noise `(B, *dims)`, or i
                dtype:torch.dtype|None=None, # its number type; None: torch's default
               )->torch.Tensor: # `(B, *dims)`
     "Unit noise as given, or drawn in the given shape."
-    if isinstance(noise, torch.Tensor): check_samples(noise, name='noise')
+    if isinstance(noise, torch.Tensor):
+        check_samples(noise, name='noise')
+        check_that(noise.isfinite().all(), 'noise', noise, 'finite')
     else:
         check_that(len(noise) > 0, 'noise', noise, 'unit noise (B, *dims) or its shape, such as (64, 2)')
         for i, n in enumerate(noise): check_number(f'noise[{i}]', n, whole=True, least=min(i, 1), most=10**9)
@@ -71,6 +73,7 @@ def churn(x:torch.Tensor,     # noised samples `(B, *dims)`
           generator:torch.Generator|None=None, # where the noise comes from; None: torch's global one
          )->tuple[torch.Tensor, torch.Tensor]: # samples at the raised level, and that level
     "Raise the noise level by fresh noise (EDM Algorithm 2, lines 4-6)."
+    check_number('gamma', gamma, least=0)
     raised = sigma * (1 + gamma)
     eps = unit_noise(x.shape, generator, x.dtype).to(x.device)
     return x + expand((raised**2 - sigma**2)**.5, x) * s_noise * eps, raised

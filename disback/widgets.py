@@ -21,9 +21,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from .backtracking import ARMS, Backtracking, backtracking_passes
 from .comparisons import data_of, start
-from .core import check_calls, Table, check_choice, patch, patch_property, stream
+from .core import Table, check_calls, check_that, patch, patch_property, stream
 from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift
+from .diffusion import as_labels
 from .files import load_state
 from .folders import RunFolder
 from .losses import LOSSES, get_loss
@@ -33,7 +34,7 @@ from .mismatch import show_field, show_heat, show_map, sigma_ladder
 from .networks import ResMLP, clone, seeded
 from .options import Backtrack, Degrade, Pretrain
 from .paths import MANIFEST, DegradationPath, open_path
-from .plots import COLORS, limits, node_colors, show_curve, show_images, show_samples
+from .plots import COLORS, check_points, limits, node_colors, show_curve, show_images, show_samples
 from .pretraining import Pretraining
 from .recipes import as_args
 from .runs import Checkpoints
@@ -72,6 +73,8 @@ def dropdown(label:str,     # in front of it
              value:Any,     # what is chosen at first
             )->w.Dropdown:
     "A list to choose from."
+    known = [choice[1] if isinstance(choice, tuple) else choice for choice in options]
+    check_that(value in known, label, value, f"one of {', '.join(map(str, known))}")
     return w.Dropdown(options=options, value=value, description=label, style=WIDE, layout=SNUG)
 
 def button(words:str,       # upon it
@@ -174,7 +177,7 @@ def show_score(denoiser:Callable, # of points in the plane
               )->None:
     "Draw a score as arrows, to scale within the panel."
     q = torch.cartesian_prod(*[torch.linspace(*limits, n)] * 2)
-    labels = None if cond is None else cond[:1].expand(len(q))
+    labels = None if cond is None else as_labels(cond, len(cond))[:1].expand(len(q))
     arrow = mismatch_field(denoiser, lambda x, *_: x, sigma, q, labels)
     arrow = arrow / arrow.norm(dim=1).max().clamp_min(1e-12)
     ax.quiver(*q.T.numpy(), *arrow.T.numpy(), color=color, scale=16, width=.006)
@@ -194,9 +197,9 @@ class PathStepper(Board):
                 ):
         super().__init__()
         self.student, self.n_steps, self.samples = student, n_steps, lru_cache(None)(self.sample_node)
-        self.real = [] if data is None or data.ndim > 2 else [data]
         self.last = 0 if student is None else 'student'    # what is drawn last
         with self.minding():
+            self.real = [] if data is None or data.ndim > 2 else [check_points(data)]
             self.path = DegradationPath.open(path) if isinstance(path, (str, Path)) else path
             if not len(self.path): raise ValueError("a path needs at least one node, and this one has none")
             network, g = self.path.network, torch.Generator().manual_seed(stream(0, 'samples'))
@@ -271,11 +274,8 @@ def plot_drift(self:PathStepper, ax:Axes, node:int)->None: # a place on the path
 PARTS = [(name.replace('_', ' '), name) for name in
          ('student_to_teacher', 'student_to_target', 'target_to_teacher', 'fake_to_target')]
 
-def check_recorder(recorder:MismatchRecorder)->None: # whatever was given as one
+def check_recorder(recorder:MismatchRecorder)->None: # that is to be shown
     "Raise a `ValueError` unless a recorder has followed a run and kept its samples."
-    if not isinstance(recorder, MismatchRecorder):
-        given = type(recorder).__name__
-        raise ValueError(f"expected a MismatchRecorder that has followed a run, got {given}")
     if not recorder.samples:
         raise ValueError("nothing is recorded, or no samples: make it with MismatchRecorder(teacher, "
                          "keep_samples=True) and iterate over `recorder.follow(run)` first")
@@ -490,10 +490,8 @@ class DistillationLab(Board):
         self.lock, self.thread = threading.RLock(), None
         self.wanted, self.beat, self.due = 0, 0., 0.    # steps; times of the last tick and the next picture
         one, other = (*arms, NOBODY)[:2]
-        asked = dict(data=data, kind=kind, one=one, other=other)
-        chosen = vars(Race) | asked    # all else is as a race has it
+        chosen = vars(Race) | dict(data=data, kind=kind, one=one, other=other)    # else as a race has it
         with self.minding():
-            for name, value in asked.items(): check_choice(name, value, CHOICES[name][1])
             self.add(**{name: dropdown(*choice, chosen[name]) for name, choice in CHOICES.items()})
             self.add_buttons()
             self.reset()
