@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from .core import check_calls, check_choice, check_counts, check_number, check_that, patch
-from .data import grid_means, ring_means
+from .data import grid_means, placed_means, ring_means
 
 # %% ../nbs/07_metrics.ipynb #66e707c6
 def as_rows(x:Any,        # tensor or array `(n, *dims)`
@@ -223,8 +223,7 @@ def modes_of(name:str # of data, as `load_data` takes it
     "The modes of data in the plane, where there are any to count."
     if name == 'ring': return ring_means(), .2
     if name == 'grid': return grid_means(), .15
-    if not name.startswith('modes:'): return None
-    return torch.tensor([[float(v) for v in p.split(',')] for p in name[6:].split('/')]), .3
+    if name.startswith('modes:'): return placed_means(name), .3
 
 def count_modes(x:torch.Tensor, # samples `(n, D)`
                 modes:tuple,    # what `modes_of` says: further arguments of `mode_coverage`

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BETAS', 'KINDS', 'RANGE', 'NOISE', 'VP', 'SCHEDULERS', 'OURS', 'NEEDED', 'FACTS', 'OTHERWISE', 'OLD', 'WEIGHTS',
            'RENAMED', 'INDEX', 'betas_of', 'log_sigmas_of', 'timestep', 'as_vp', 'as_edm', 'as_consistency',
-           'of_diffusers', 'unet2d', 'image_shape', 'unet_labels', 'known_noise', 'DiffusersUNet', 'scheduler_defaults',
-           'check_known', 'scheduler_facts', 'from_unet', 'read_config', 'check_sizes', 'renamed', 'read_parts',
-           'unet_weights', 'read_unet', 'check_pixels', 'load_pipeline']
+           'of_diffusers', 'unet2d', 'image_shape', 'unet_labels', 'DiffusersUNet', 'scheduler_defaults', 'check_known',
+           'scheduler_facts', 'from_unet', 'read_config', 'check_sizes', 'renamed', 'read_unet', 'check_pixels',
+           'load_pipeline']
 
 # %% ../nbs/15_pipelines.ipynb #c07d9579
 import inspect, math, re
@@ -166,10 +166,8 @@ NOISE = dict(vp=dict(beta_schedule='linear', beta_start=1e-4, beta_end=.02, n_ti
              edm=RANGE | dict(time_scale=1.),            # factor of the time
              consistency=RANGE | dict(time_scale=1000.)) # of each kind: what it knows of noise, as a rule
 
-def known_noise(kind:str,  # one of `KINDS`
-                said:dict, # what is known better than `NOISE`
-               )->tuple[dict,torch.Tensor|None]: # plain data; in kind vp the logarithms of its levels
-    "What a network knows of noise."
+def _known_noise(kind, said): # what is known better than `NOISE`
+    "What a network knows of noise, as plain data; in kind vp also the logarithms of its levels."
     facts = {k: said.get(k, usual) for k, usual in NOISE[kind].items()}
     if kind != 'vp':
         for k, v in facts.items(): check_number(k, v, least=0)
@@ -192,7 +190,7 @@ class DiffusersUNet(Preconditioned):
                 ):
         check_choice('kind', kind, KINDS)
         check_choice(f'prediction_type of kind {kind}', prediction_type, KINDS[kind])
-        noise, log_sigmas = known_noise(kind, more)
+        noise, log_sigmas = _known_noise(kind, more)
         more = {k: v for k, v in more.items() if k not in noise}
         if unet is None: unet = unet2d(more)
         elif extra := more.keys() - {'sample_size'}:
@@ -206,10 +204,7 @@ class DiffusersUNet(Preconditioned):
 
 # %% ../nbs/15_pipelines.ipynb #4efb7439
 @patch
-def keep_levels(self:DiffusersUNet,
-                log_sigmas:torch.Tensor|None, # as of `known_noise`
-                noise:dict,
-               )->None:
+def keep_levels(self:DiffusersUNet, log_sigmas, noise): # as of `_known_noise`
     "Take note of the range of noise levels, and of those of the time steps in kind vp."
     ends = noise.values() if log_sigmas is None else log_sigmas[[0, -1]].exp().tolist()
     low, high, *_ = map(float, ends)
@@ -339,9 +334,8 @@ def renamed(name:str # of a tensor in a file of any age
 # %% ../nbs/15_pipelines.ipynb #b01e4389
 INDEX = {'weight_map': {str: lambda v: type(v) is str and re.fullmatch(r'\w[\w.-]*', v)}, str: object}
 
-def read_parts(index:Path # which names the file of each tensor, beside it
-              )->dict[str,torch.Tensor]: # by name
-    "Read weights that lie in several files."
+def _read_parts(index): # -> `{name: tensor}`
+    "Read weights that lie in several files beside an index."
     parts, weights = read_config(index, INDEX)['weight_map'], {}
     for part in sorted({*parts.values()}):
         found = read_weights(index.parent/part)
@@ -352,12 +346,11 @@ def read_parts(index:Path # which names the file of each tensor, beside it
     return weights
 
 # %% ../nbs/15_pipelines.ipynb #b01e438a
-def unet_weights(folder:Path # of a U-Net
-                )->tuple[Path,dict[str,torch.Tensor]]: # their file or index; by the names of today
+def _read_tensors(folder): # -> file or index, `{name: tensor}`
     "Read the weights of a U-Net, from safetensors alone."
     for kind in ('', '.fp16'):
         files = {f'{WEIGHTS}{kind}.safetensors': read_weights,
-                 f'{WEIGHTS}.safetensors.index{kind}.json': read_parts}
+                 f'{WEIGHTS}.safetensors.index{kind}.json': _read_parts}
         for file, read in ((folder/name, read) for name, read in files.items()):
             if file.is_file(): return file, {renamed(k): v for k, v in read(file).items()}
     raise ValueError(f"{printable(folder)} has no {WEIGHTS}.safetensors (a .bin is a pickle and is not "
@@ -371,7 +364,7 @@ def read_unet(file:Path         # `config.json` of a U-Net; its weights lie besi
     name = config.get('_class_name', 'UNet2DModel')
     if name != 'UNet2DModel':
         raise ValueError(f"{file} describes a {printable(name)[:80]}: only UNet2DModel is read")
-    source, weights = unet_weights(file.parent)
+    source, weights = _read_tensors(file.parent)
     config = {k: v for k, v in config.items() if k[:1] != '_'}
     try:
         check_sizes(config)
