@@ -55,6 +55,7 @@ def check_number(name:str,  # what the number is called in the message
     wanted = f"a {'whole' if whole else 'finite'} number{words and f', {words}'}"
     check_that(False, name, value, wanted)
 
+# %% ../nbs/00_core.ipynb #8d341830
 def check_counts(**values:int): # by name, in one message each
     "Raise if something that is counted is not a whole number from 1 to a billion (no loop would end)."
     for name, value in values.items(): check_number(name, value, whole=True, least=1, most=10**9)
@@ -112,6 +113,7 @@ def check_regular(file:str|Path, # to be read; it must be there
         raise ValueError(f"{printable(file)} has {info.st_size:,} bytes, at most {most:,} are expected there")
     return Path(file)
 
+# %% ../nbs/00_core.ipynb #5aa10018
 def check_schema(value:Any,  # plain data from a file
                  schema:Any, # a type or several; `[schema]`: a list of such; `{key: schema}`: a dictionary of
                              # these keys, `{str: schema}`: of any; a function: whether a value is right
@@ -153,6 +155,7 @@ def kinds_of(annotation:Any # of a parameter
     kind = KINDS.get(kind, kind)
     return kind if isinstance(kind, tuple) else (kind,)
 
+# %% ../nbs/00_core.ipynb #5aa10019
 def with_article(name:str)->str: # of a class
     "A name as a sentence takes it."
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
@@ -218,6 +221,7 @@ def as_cell(value:Any, # a number, words or None
     if isinstance(value, numbers.Integral): return f'{value:,}'
     return f'{value:.{digits}f}'
 
+# %% ../nbs/00_core.ipynb #c0272990
 class Table:
     "Rows of words and numbers: text when printed, HTML in a notebook."
     def __init__(self,

@@ -195,6 +195,7 @@ class ModeCoverage(NamedTuple):
     found: float # fraction of the modes that are found
     near: float  # fraction of the samples that are near a mode
 
+# %% ../nbs/07_metrics.ipynb #03854dc1
 def mode_coverage(x:torch.Tensor,     # samples `(n, D)`
                   means:torch.Tensor, # centres of the modes `(K, D)`
                   stds:torch.Tensor|float, # their standard deviations, `(K,)` or a number, data units
@@ -279,6 +280,7 @@ def check_features(f:Any, # what somebody's function of samples returned
     check_that(good, name, f, f'a tensor ({n}, D), one row a sample')
     return f
 
+# %% ../nbs/07_metrics.ipynb #366e283c
 def features_of(x:torch.Tensor, # samples `(n, *dims)`
                 features:Callable|None=None, # `(n, *dims) -> (n, D)`; None: `features_for` their shape
                 name:str='x',   # what the samples are called in a message

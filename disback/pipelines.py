@@ -241,6 +241,7 @@ FACTS = dict(vp=('prediction_type', *NOISE['vp']), edm=('prediction_type', 'sigm
 OTHERWISE = dict(use_flow_sigmas=False, timestep_type='discrete')    # anything else makes another network
 OLD = 'predict_epsilon', 'timestep_values', 'tensor_format'    # the first is used, the others say nothing
 
+# %% ../nbs/15_pipelines.ipynb #3b1acf1b
 def scheduler_defaults(name:str # of a class of diffusers
                       )->dict:  # its arguments that have defaults
     "What a scheduler of diffusers is, if its file does not say."
