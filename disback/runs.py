@@ -212,7 +212,8 @@ def take_back(self:Run,
     set_random_states(states)
     self.guard.pending = [seen for seen in self.guard.pending if seen[0] != self.step]
     for part in self.parts.values():    # of the pieces that went through
-        for p in getattr(part, 'parameters', ()) if hasattr(part, 'optimizer') else (): p.grad = None
+        if not hasattr(part, 'optimizer'): continue
+        for p in part.parameters: p.grad = None
 
 # %% ../nbs/09_runs.ipynb #5c41aa04
 @patch
