@@ -6,9 +6,9 @@
 __all__ = ['STARTS', 'PLACES', 'OPTIMIZERS', 'CHOICES', 'POINTS', 'IMAGES', 'PROTOCOLS', 'ROWS', 'LINES', 'random_mixture',
            'data_of', 'start', 'Arm', 'parse_arm', 'Protocol', 'parse_task', 'kind_of', 'modules_of', 'file_for',
            'teacher_of', 'relative_cost', 'price_of', 'stage1', 'path_of', 'prepare', 'distance_for', 'look_steps',
-           'follow', 'run_arm', 'check_seeds', 'run_pair', 'compare', 'bounds_of', 'compute_to', 'median_interval',
-           'ratio', 'spread', 'compared', 'by_task', 'by_seed', 'summary', 'in_brackets', 'text', 'write_csv',
-           'arm_styles', 'show_task', 'show_comparison']
+           'follow', 'run_arm', 'run_pair', 'compare', 'bounds_of', 'compute_to', 'median_interval', 'ratio', 'spread',
+           'compared', 'by_task', 'by_seed', 'summary', 'in_brackets', 'text', 'write_csv', 'arm_styles', 'show_task',
+           'show_comparison']
 
 # %% ../nbs/31_comparisons.ipynb #9a522499
 import csv, math, multiprocessing, re
@@ -24,8 +24,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import disback
 from .backtracking import ARMS, Adaptive, Backtracking, Proportional, backtracking_passes, chasing_adam
-from .core import (Table, check_calls, check_choice, check_counts, check_number, check_that, defaults,
-                          stream)
+from .core import (Table, check_calls, check_choice, check_counts, check_number, check_seeds,
+                          check_that, defaults, stream)
 from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift, Every
 from .files import file_digest, fingerprint, load_state, read_json, save_state, whole, write_json
@@ -336,23 +336,14 @@ def run_arm(task:str,           # such as 'ring-far'
            )->list[dict]:       # rows: task, arm, seed, step, passes, value
     "Run one arm on one task, for all seeds."
     data, kind, about = parse_task(task)
-    protocol, rows, arm_of = protocol or PROTOCOLS[about], [], parse_arm(arm)
+    protocol, rows, arm_of, seeds = protocol or PROTOCOLS[about], [], parse_arm(arm), check_seeds(seeds)
     teacher, distance = teacher_of(data, protocol, cache), distance_for(data, protocol)
-    for i, seed in enumerate(check_seeds(seeds)):
+    for i, seed in enumerate(seeds):
         run, spent, price, lost = prepare(arm_of, kind, teacher, seed, protocol)
         for step, value in follow(run, distance, protocol.looks, [partial(w, i) for w in watch], lost):
             passes = round(spent + step * price, 1)
             rows.append(dict(task=task, arm=arm, seed=seed, step=step, passes=passes, value=value))
     return rows
-
-# %% ../nbs/31_comparisons.ipynb #af182acc
-def check_seeds(seeds:Iterable[int] # of runs
-               )->list[int]:
-    "Seeds as a list, at least one, each only once."
-    seeds = [*seeds]
-    for seed in seeds: stream(seed, 'check')
-    check_that(0 < len({*seeds}) == len(seeds), 'seeds', seeds, 'at least one, and no two alike')
-    return [*map(int, seeds)]
 
 # %% ../nbs/31_comparisons.ipynb #4f8e8b81
 ROWS = [dict(task=str, arm=str, seed=int, step=int, passes=(int, float), value=(int, float))]

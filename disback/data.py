@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POINT_SETS', 'DATA_NAMES', 'ring_means', 'grid_means', 'ring', 'grid', 'two_moons', 'checkerboard', 'spiral',
            'pinwheel', 'split_indices', 'digits', 'as_sampler', 'Classes', 'Labels', 'classes_of', 'labels_of', 'Data',
-           'placed_modes', 'load_data', 'full_name']
+           'placed_means', 'placed_modes', 'load_data', 'full_name']
 
 # %% ../nbs/03_data.ipynb #63c62733
 import hashlib, inspect, math, unicodedata, warnings, zlib
@@ -218,7 +218,9 @@ def as_sampler(data:Any,   # sampler, function of n, samples `(n, *dims)`, (samp
     @_checked
     def sample(n:int, generator:torch.Generator|None=None):
         drawn = draw(n, generator)
-        x, cond = _samples(*drawn) if isinstance(drawn, (tuple, list)) else _samples(drawn)
+        if not isinstance(drawn, (tuple, list)): drawn = drawn, None
+        check_that(len(drawn) < 3, 'what a sampler gives', drawn, 'samples, or a pair (samples, labels)')
+        x, cond = _samples(*drawn)
         return x if cond is None else (x, cond)
     return sample
 
@@ -341,15 +343,20 @@ def _from_splits(name, train, test, labels, names=None, n_classes=0):
     return replace(data, sample=_draws(x, y), n_classes=classes, labels=Labels(classes, classes.counts))
 
 # %% ../nbs/03_data.ipynb #5501931c
-def placed_modes(name:str, # such as 'modes:-2,0/2,0'
-                )->Callable: # `sample(n, generator=None) -> (n, 2)`
-    "Sample Gaussians of standard deviation 0.3 at given points of the plane."
+def placed_means(name:str # such as 'modes:-2,0/2,0'
+                )->torch.Tensor: # `(K, 2)`
+    "Read points of the plane from a name."
     points = name.removeprefix('modes:').split('/')
     try: means = torch.tensor([[float(v) for v in p.split(',')] for p in points])
     except ValueError: means = torch.empty(0)
     good = means.shape[1:] == (2,) and means.isfinite().all()
     check_that(good, 'modes', name, 'points of the plane, two finite numbers each: modes:-2,0/2,0')
-    modes = _draws(means)
+    return means
+
+def placed_modes(name:str # such as 'modes:-2,0/2,0'
+                )->Callable: # `sample(n, generator=None) -> (n, 2)`
+    "Sample Gaussians of standard deviation 0.3 at given points of the plane."
+    modes = _draws(placed_means(name))
     return lambda n, generator=None: modes(n, generator) + .3 * _randn(generator, n, 2)
 
 # %% ../nbs/03_data.ipynb #5aa50005
@@ -418,7 +425,7 @@ def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/x,y/...
     elif name == 'digits': data = _from_splits(name, digits('train'), digits('test'), labels, None, 10)
     else: data = _load_images(name, labels, lambda source, within='': Images(
         source, size, channels, resample, within, memory, skip_broken=skip_broken))
-    for what, value, has in zip(('channels', 'size'), (channels, size), (data.shape[0], data.shape[-1])):
+    for what, value, has in [('channels', channels, data.shape[0]), ('size', size, data.shape[-1])]:
         check_that(value in (None, has), what, value, f'{has}, as {in_short(name)} has it, or left out')
     if fingerprint in (None, data.fingerprint): return data
     raise ValueError(f"{printable(name)} holds other data than before (fingerprint {data.fingerprint[:8]}, "

@@ -241,6 +241,7 @@ def go_down(self:EDMUNet, x, e): # -> features after each step
             skips.append(x)
     return skips
 
+# %% ../nbs/14_edm.ipynb #057f64d6
 @patch
 def way_up(self:EDMUNet): return self.dec.items()
 
@@ -459,15 +460,20 @@ class EDMNetwork(Preconditioned):
         self.register_buffer('sigma_data', self.sigma_data, persistent=False)    # no tensor of a checkpoint
         self.n_classes, self.class_name, self.schedule = label_dim or None, class_name, schedule
         self.null = bool(label_dim)
-        ends = zip((sigma_min, sigma_max), noise_range(class_name, schedule))
-        low, high = [float(usual if end is None else end) for end, usual in ends]
-        check_that(0 <= low < high, 'sigma_max', high, f'above sigma_min, {low}')
-        self.sigma_min, self.sigma_max = low, high
-        out = img_channels
-        if class_name == 'iDDPMPrecond':    # it keeps its levels with the weights, and gives a variance
-            self.register_buffer('u', iddpm_levels(**schedule).to(self.sigma_data.device))
-            out = 2 * img_channels
+        self.keep_levels(sigma_min, sigma_max)
+        out = img_channels * (2 if class_name == 'iDDPMPrecond' else 1)    # it gives a variance, too
         self.model = FAMILIES[model_type](img_resolution, img_channels, out, label_dim=int(label_dim), **more)
+
+# %% ../nbs/14_edm.ipynb #14f11e15
+@patch
+def keep_levels(self:EDMNetwork, *ends): # of the range that it was trained for; None: the official one
+    "Take note of the noise levels that the network knows."
+    official = noise_range(self.class_name, self.schedule)
+    low, high = [float(usual if end is None else end) for end, usual in zip(ends, official)]
+    check_that(0 <= low < high, 'sigma_max', high, f'above sigma_min, {low}')
+    self.sigma_min, self.sigma_max = low, high
+    if self.class_name == 'iDDPMPrecond':    # it keeps them with the weights
+        self.register_buffer('u', iddpm_levels(**self.schedule).to(self.sigma_data.device))
 
 # %% ../nbs/14_edm.ipynb #73dbc068
 @patch

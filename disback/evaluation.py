@@ -6,22 +6,23 @@
 __all__ = ['MOST', 'LARGEST', 'RunningMoments', 'own_rows', 'summed', 'joined', 'joined_moments', 'check_statistics',
            'save_statistics', 'read_array', 'load_statistics', 'quantised', 'Inception', 'fetched', 'inception',
            'InceptionScore', 'inception_score', 'noise_rows', 'Draw', 'looked_at', 'embed', 'take_reference',
-           'compared', 'over_seeds', 'conditions', 'refuse_early', 'measure_samples', 'statement', 'class_accuracy',
+           'Yardstick', 'over_seeds', 'conditions', 'measure_samples', 'statement', 'class_accuracy',
            'digit_classifier']
 
 # %% ../nbs/32_evaluation.ipynb #429a5ee8
 import http.client, io, math, zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 import torch
 from . import __version__
-from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that,
+from .core import (check_calls, check_choice, check_counts, check_number, check_seeds, check_that,
                           patch, patch_property, printable, stream)
 from .data import Classes, Data, digits
 from .diffusion import as_labels
-from .files import digest, file_digest, read_weights, whole
+from .files import digest, file_digest, read_weights, readable, whole
 from .metrics import (as_rows, check_features, check_images, check_moments, count_modes,
                              energy_distance, features_for, frechet_from_moments, modes_of, precision_recall)
 from .networks import device_of
@@ -153,14 +154,13 @@ def read_array(archive:zipfile.ZipFile, # an open `.npz` file
 def load_statistics(file:str|Path # `.npz`, as `save_statistics` or EDM writes it
                    )->tuple[torch.Tensor, torch.Tensor]: # mean `(D,)`, covariance `(D, D)`; double precision
     "Read a statistics file; nothing in it is executed."
-    if not Path(file).exists():
-        raise FileNotFoundError(f"no file {file}: give statistics of the real data (.npz, mu and sigma)")
+    readable(file, 'statistics of the real data (.npz, mu and sigma)', 2**30)
     try:
-        with zipfile.ZipFile(check_regular(file, most=2**30)) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             missing = [name for name in ('mu.npy', 'sigma.npy') if name not in names]
-            held, lacking = ', '.join(names[:9]) or 'nothing', ' and no '.join(missing)
-            if missing: raise ValueError(f"it holds {held}, and no {lacking}")
+            if missing: raise ValueError(f"it holds {', '.join(names[:9]) or 'nothing'}, and no "
+                                         f"{' and no '.join(missing)}")
             mu = read_array(archive, 'mu', (None,))
             sigma = read_array(archive, 'sigma', (len(mu), len(mu)))
     except Exception as e:    # zipfile and numpy raise many kinds for damaged files
@@ -219,8 +219,7 @@ def inception(weights:str|Path|None=None, # file of the weights; None: torch-fid
         raise ValueError("FID needs torch-fidelity, which is not installed: "
                          "pip install 'disback[fid]'") from None
     file, tensors = Path(weights or fetched(theirs.URL_INCEPTION_V3)), io.BytesIO()
-    if file.exists(): check_regular(file, most=2**30)
-    torch.save(read_weights(file), tensors)
+    torch.save(read_weights(readable(file, 'a file of weights', 2**30)), tensors)
     tensors.seek(0)
     try: network = theirs.FeatureExtractorInceptionV3('inception', ['2048', 'logits_unbiased'], tensors)
     except RuntimeError as e:
@@ -356,32 +355,81 @@ def take_reference(reference:str|Path|Data|torch.Tensor, # statistics file, `Dat
     if isinstance(reference, Data):
         name, x = f'held-out {reference.name}', reference.held_out(
             n, torch.Generator().manual_seed(stream(0, 'reference')))
-    if not isinstance(x, torch.Tensor) or x.ndim < 2 or len(x) < 2:
-        raise ValueError("a reference is a statistics file, a `Data` or a tensor of samples (m, *dims), "
-                         f"at least 2, got {getattr(x, 'shape', type(x).__name__)}")
     as_rows(x, 'the reference')
     said = dict(reference=name, reference_size=len(x), reference_sha256=digest({'samples': x}))
     return None, x, said
 
 # %% ../nbs/32_evaluation.ipynb #6cb2a69a
-def compared(sample:tuple,           # what `embed` returned of it
-             statistics:tuple,       # mean `(D,)` and covariance `(D, D)` of the real features
-             real:torch.Tensor|None, # these features `(m, D)`; None: no precision and recall
-             name:str,               # of the distance
-             splits:int,             # parts of the inception score
-             k:int|None,             # neighbour of precision and recall; None: without
-             modes:tuple|None=None,  # of points: `modes_of` the data
-            )->dict:                 # `{measure: number}`
-    "Compare a sample with the reference."
-    moments, fake, p = sample
-    device = moments.mean.device    # that of the features: a GPU makes short work of the distances
-    given = [t.cpu() for t in (moments.mean, moments.covariance, *statistics)]
-    if name == 'energy': row = {name: energy_distance(fake.to(device), real.to(device))}
-    else: row = {name: frechet_from_moments(*given)}
-    if modes: row |= count_modes(fake, modes)
-    if k is not None: row |= precision_recall(real.to(device), fake.to(device), k=k)._asdict()
+class Yardstick:
+    "What samples are measured by: the real side of a comparison, the features, and which numbers."
+    def __init__(self,
+                 reference:str|Path|Data|torch.Tensor, # as in `take_reference`
+                 x:torch.Tensor,  # a sample `(1, *dims)`
+                 n:int=50_000,    # samples that are to be measured
+                 features:Callable|None=None, # such as `inception()`; None: `features_for` the shape
+                 splits:int=10,   # parts of the inception score
+                 k:int|None=3,    # neighbour of precision and recall; None: without (they take longest)
+                ):
+        check_counts(splits=splits, k=1 if k is None else k)
+        check_number('n', n, whole=True, least=2, most=MOST)
+        self.statistics, self.real, self.about = take_reference(reference, n)
+        self.look, self.splits = features or features_for(x.shape[1:]), splits
+        self.k, self.modes = None if self.real is None else k, None
+        self.name = 'fid' if isinstance(self.look, Inception) else 'frechet'
+        if features is None and x.ndim == 2 and self.real is not None:    # points
+            self.name = 'energy'
+            if isinstance(reference, Data): self.modes = modes_of(reference.name)
+        self.n_features = self.refuse_early(x, n)
+
+# %% ../nbs/32_evaluation.ipynb #86bf70fd
+@patch
+def refuse_early(self:Yardstick, x, n)->int: # a sample, and how many will come -> the number of features
+    "Raise for what could only fail after all samples are drawn."
+    if self.real is not None:
+        if self.real.shape[1:] != x.shape[1:]:
+            raise ValueError(f"samples have shape {tuple(x.shape[1:])} and the reference "
+                             f"{tuple(self.real.shape[1:])}: both must be alike")
+        most = min(n, len(self.real))
+        check_number('neighbour `k=` of precision and recall', self.k or 0, below=most)
+    f, logits = looked_at(x, self.look)
+    D = f.shape[1]
+    check_that(D <= LARGEST, 'features', f, f'at most {LARGEST} a sample')
+    if logits is not None: check_number('`splits=`, the parts of the samples,', self.splits, most=n)
+    if self.statistics is not None and D != len(self.statistics[0]):
+        raise ValueError(f"the samples have {D} features and the reference {len(self.statistics[0])}: "
+                         "statistics are of one network's features, give that network as `features=`")
+    return D
+
+# %% ../nbs/32_evaluation.ipynb #86bf70ff
+@patch
+def hold(self:Yardstick, embedded): # what `embed` returned of `real`
+    "Take the features of the real samples for the real side."
+    moments, self.real, _ = embedded
+    self.statistics = moments.mean, moments.covariance
+
+@patch
+def measured(self:Yardstick, embedded)->dict: # what `embed` returned of a sample -> `{measure: number}`
+    "Compare a sample with the real side."
+    moments, fake, p = embedded
+    if fake is not None:    # where the features were: a GPU makes short work of the distances
+        real, fake = [f.to(moments.mean.device) for f in (self.real, fake)]
+    if self.name == 'energy': row = {'energy': energy_distance(fake, real)}
+    else:
+        given = moments.mean, moments.covariance, *self.statistics
+        row = {self.name: frechet_from_moments(*(t.cpu() for t in given))}
+    if self.modes: row |= count_modes(fake, self.modes)
+    if self.k is not None: row |= precision_recall(real, fake, k=self.k)._asdict()
     if p is None: return row
-    return row | dict(zip(('inception_score', 'inception_score_deviation'), inception_score(p, splits)))
+    return row | dict(zip(('inception_score', 'inception_score_deviation'), inception_score(p, self.splits)))
+
+# %% ../nbs/32_evaluation.ipynb #86bf7100
+@patch
+def doubts(self:Yardstick, n)->list: # samples -> sentences
+    "What speaks against the distance of so many samples."
+    least = min(n, self.about['reference_size'] or n)
+    if self.name == 'energy' or least > self.n_features: return []
+    return [f'{least} samples of {self.n_features} features have a singular covariance: the distance is far '
+            'too large']
 
 # %% ../nbs/32_evaluation.ipynb #2cccebca
 def over_seeds(rows:Sequence[dict] # `{measure: number}` of each seed
@@ -409,29 +457,6 @@ def conditions(look:Callable,  # the features
                 numbers='features float32, moments float64', tf32=cuda and torch.backends.cudnn.allow_tf32,
                 device=torch.cuda.get_device_name(device) if cuda else str(device))
 
-# %% ../nbs/32_evaluation.ipynb #86bf70fd
-def refuse_early(x:torch.Tensor,         # one sample `(1, *dims)`
-                 look:Callable,          # the features
-                 statistics:tuple|None,  # mean and covariance of the reference
-                 real:torch.Tensor|None, # or its samples `(m, *dims)`
-                 n:int,                  # samples a seed
-                 splits:int,             # parts of the inception score
-                 k:int|None,             # neighbour of precision and recall
-                )->int:                  # the number of features
-    "Raise for what could only fail after all samples are drawn."
-    if real is not None:
-        if real.shape[1:] != x.shape[1:]:
-            raise ValueError(f"samples have shape {tuple(x.shape[1:])} and the reference "
-                             f"{tuple(real.shape[1:])}: both must be alike")
-        check_number('neighbour `k=` of precision and recall', k or 0, below=min(n, len(real)))
-    f, logits = looked_at(x, look)
-    check_that(f.shape[1] <= LARGEST, 'features', f, f'at most {LARGEST} a sample')
-    if logits is not None: check_number('`splits=`, the parts of the samples,', splits, most=n)
-    if statistics is not None and f.shape[1] != len(statistics[0]):
-        raise ValueError(f"the samples have {f.shape[1]} features and the reference {len(statistics[0])}: "
-                         "statistics are of one network's features, give that network as `features=`")
-    return f.shape[1]
-
 # %% ../nbs/32_evaluation.ipynb #68e83370
 def measure_samples(draw:Callable,   # `draw(n, seed, start)` -> samples from number `start`, such as a `Draw`
                     reference:str|Path|Data|torch.Tensor, # as in `take_reference`
@@ -445,33 +470,21 @@ def measure_samples(draw:Callable,   # `draw(n, seed, start)` -> samples from nu
                     progress:bool=True, # show a bar
                    )->dict: # plain data: `{measure: {per_seed, mean, std}, ..., 'protocol': {...}}`
     "Measure samples (Heusel et al. 2017; Kynkäänniemi et al. 2019; Salimans et al. 2016)."
-    check_counts(batch=batch, splits=splits, k=1 if k is None else k)
-    check_number('n', n, whole=True, least=2, most=MOST)
-    for seed in seeds: stream(seed, 'check')
-    seeds, (statistics, real, about) = [*seeds], take_reference(reference, n)
-    if not seeds or len({*seeds}) < len(seeds):
-        raise ValueError(f"every sample needs a seed of its own, got seeds {seeds}")
+    check_counts(batch=batch)
+    seeds = check_seeds(seeds)
     x = draw(1, seeds[0], 0)
-    look, k = features or features_for(x.shape[1:]), None if real is None else k
-    D = refuse_early(x, look, statistics, real, n, splits, k)
-    points = features is None and x.ndim == 2 and real is not None
-    modes = modes_of(reference.name) if points and isinstance(reference, Data) else None
-    keep = points or k is not None
-    run = lambda draw, n, desc: embed(draw, n, look, batch, keep, processes, desc, not progress)
-    if real is not None:
-        moments, real, _ = run(lambda n, start, x=real: x[start:start + n], len(real), 'reference')
-        statistics = moments.mean, moments.covariance
-    name, rows = 'fid' if isinstance(look, Inception) else 'frechet', []
-    if points: name = 'energy'
+    by = Yardstick(reference, x, n, features, splits, k)
+    keep = by.name == 'energy' or by.k is not None
+    run = partial(embed, features=by.look, batch=batch, keep=keep, processes=processes, silent=not progress)
+    if (real := by.real) is not None:
+        by.hold(run(lambda n, start: real[start:start + n], len(real), desc='reference'))
+    rows = []
     for seed in seeds:
-        sample = run(lambda n, start: draw(n, seed, start), n, f'seed {seed}')
-        rows.append(compared(sample, statistics, real, name, splits, k, modes))
-    least = min(n, about['reference_size'] or n)
-    few = f'{least} samples of {D} features have a singular covariance: the distance is far too large'
+        rows.append(by.measured(run(lambda n, start: draw(n, seed, start), n, desc=f'seed {seed}')))
     protocol = dict(n=n, seeds=seeds, shape=[*x.shape[1:]], network_calls=getattr(draw, 'nfe', None),
-                    n_features=D, k=k, splits=splits if 'inception_score' in rows[0] else None, batch=batch,
-                    processes=processes.world, warnings=[few] if least <= D and not points else [])
-    return over_seeds(rows) | dict(protocol=protocol | about | conditions(look, x))
+                    n_features=by.n_features, k=by.k, batch=batch, processes=processes.world,
+                    splits=splits if 'inception_score' in rows[0] else None, warnings=by.doubts(n))
+    return over_seeds(rows) | dict(protocol=protocol | by.about | conditions(by.look, x))
 
 # %% ../nbs/32_evaluation.ipynb #49430e6c
 def statement(result:dict # of `measure_samples`

@@ -80,13 +80,12 @@ def check_fit(shape:tuple,     # of an image, `(C, H, W)`
               first:tuple,     # shape that it must have
               first_name:str): # what the image of that shape is called
     "Raise if an image's shape differs from that of the first."
-    say = lambda sizes: ' x '.join(map(str, sizes))
     for part, word, mend in [(slice(1), 'channels', '`channels=1` or `channels=3`'),
                              (slice(1, None), 'pixels', '`size=`')]:
-        if shape[part] == first[part]: continue
-        raise ValueError(f"images must have one shape, but {printable(first_name)} has {say(first[part])} "
-                         f"{word} and {printable(name)} has {say(shape[part])}: give {mend} to bring all to "
-                         "one")
+        wanted, found = [' x '.join(map(str, of[part])) for of in (first, shape)]
+        if wanted != found:
+            raise ValueError(f"images must have one shape, but {printable(first_name)} has {wanted} {word} "
+                             f"and {printable(name)} has {found}: give {mend} to bring all to one")
 
 # %% ../nbs/02_images.ipynb #7764d0a9
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'QOI')
@@ -428,7 +427,7 @@ def only(self:Images,
         )->Images:
     "Take some of the images, sharing what is decoded."
     part = copy.copy(self)
-    part.names = [self.names[j] for j in i.tolist()]
+    part.names, part._kept = [self.names[j] for j in i.tolist()], self._kept    # which is no part of a copy
     if self.labels is not None: part.labels = self.labels[i]
     return part
 
@@ -482,15 +481,16 @@ def from_dataset(dataset:Any,     # a torchvision data set, or what has a length
     "Read a torchvision data set into memory."
     sized = hasattr(dataset, '__len__') and hasattr(dataset, '__getitem__')
     check_that(sized, 'dataset', dataset, 'a data set with a length that yields (image, label)')
-    if n is None: n = len(dataset)
-    check_counts(n=n)
-    items = [dataset[i] for i in range(min(n, len(dataset)))]
+    if n is not None: check_counts(n=n)
+    items = [dataset[i] for i in range(len(dataset))[:n]]
     pairs = items and all(isinstance(item, (tuple, list)) and len(item) > 1 for item in items)
     check_that(pairs, 'dataset', dataset, 'of (image, label) pairs (for images alone: `as_sampler(tensor)`)')
     xs = [_item_pixels(item[0], i) for i, item in enumerate(items)]
     for i, x in enumerate(xs): check_fit(tuple(x.shape), f'image {i}', tuple(xs[0].shape), 'image 0')
     try: labels = as_labels([item[1] for item in items], len(items))
-    except ValueError as e: labels = warnings.warn(f"read without labels: {e}") # None
+    except ValueError as e:
+        labels = None
+        warnings.warn(f"read without labels: {e}")
     return torch.stack(xs), labels
 
 # %% ../nbs/02_images.ipynb #de0ab781

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from .core import check_calls, check_choice, check_counts, check_number, check_that, patch
-from .data import grid_means, ring_means
+from .data import grid_means, placed_means, ring_means
 
 # %% ../nbs/07_metrics.ipynb #66e707c6
 def as_rows(x:Any,        # tensor or array `(n, *dims)`
@@ -196,6 +196,7 @@ class ModeCoverage(NamedTuple):
     found: float # fraction of the modes that are found
     near: float  # fraction of the samples that are near a mode
 
+# %% ../nbs/07_metrics.ipynb #03854dc1
 def mode_coverage(x:torch.Tensor,     # samples `(n, D)`
                   means:torch.Tensor, # centres of the modes `(K, D)`
                   stds:torch.Tensor|float, # their standard deviations, `(K,)` or a number, data units
@@ -224,8 +225,7 @@ def modes_of(name:str # of data, as `load_data` takes it
     "The modes of data in the plane, where there are any to count."
     if name == 'ring': return ring_means(), .2
     if name == 'grid': return grid_means(), .15
-    if not name.startswith('modes:'): return None
-    return torch.tensor([[float(v) for v in p.split(',')] for p in name[6:].split('/')]), .3
+    if name.startswith('modes:'): return placed_means(name), .3
 
 def count_modes(x:torch.Tensor, # samples `(n, D)`
                 modes:tuple,    # what `modes_of` says: further arguments of `mode_coverage`
@@ -281,6 +281,7 @@ def check_features(f:Any, # what somebody's function of samples returned
     check_that(good, name, f, f'a tensor ({n}, D), one row a sample')
     return f
 
+# %% ../nbs/07_metrics.ipynb #366e283c
 def features_of(x:torch.Tensor, # samples `(n, *dims)`
                 features:Callable|None=None, # `(n, *dims) -> (n, D)`; None: `features_for` their shape
                 name:str='x',   # what the samples are called in a message

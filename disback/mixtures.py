@@ -21,6 +21,7 @@ def squared(sigma:torch.Tensor|float, # noise level, `()` or `(B,)`
     "The variance of the noise, a row for each sample."
     return expand(sigma, x).reshape(-1, 1)**2
 
+# %% ../nbs/11_mixtures.ipynb #c50820cd
 class GaussianMixture(nn.Module):
     "A mixture of isotropic Gaussians in `D` dimensions; itself an exact denoiser."
     def __init__(self,
@@ -133,11 +134,6 @@ class FiniteSample(nn.Module):
         log = self.logits(x, sigma).logsumexp(1) - math.log(n) - d / 2 * (2 * math.pi * var).log()
         return log.to(x.dtype)
 
-    def step(self, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, *dims)`, float64
-        "The way from a noised sample to the exact denoiser's answer."
-        mean = self.logits(x, sigma).softmax(1) @ self.points.flatten(1).double()
-        return mean.reshape(x.shape) - x.double()
-
     def score(self, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, *dims)`
         "Gradient of `log_prob`, in closed form (Tweedie)."
         step = self.step(x, sigma)
@@ -157,6 +153,12 @@ def logits(self:FiniteSample, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor:
     flat, points = x.flatten(1).double() - centre, points - centre
     sq = flat.square().sum(1, keepdim=True) - 2 * flat @ points.T + points.square().sum(1)
     return -sq / (2 * squared(sigma, x.double()))
+
+@patch
+def step(self:FiniteSample, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, *dims)`, float64
+    "The way from a noised sample to the exact denoiser's answer."
+    mean = self.logits(x, sigma).softmax(1) @ self.points.flatten(1).double()
+    return mean.reshape(x.shape) - x.double()
 
 # %% ../nbs/11_mixtures.ipynb #c0ca1111
 check_calls(globals())

@@ -87,6 +87,8 @@ def denoiser(self:DegradationPath, i:int)->nn.Module: # a new one, not trainable
 # %% ../nbs/21_paths.ipynb #6fc43f22
 MANIFEST, FORMAT, VERSION = 'path.json', 'disback-path', 3
 
+def _node_file(folder, i): return folder/f'node-{i:03d}.safetensors'
+
 def write_node(file:str|Path, # where to
                weights:dict[str,torch.Tensor], # by name
               )->str:         # SHA-256 of the file
@@ -130,9 +132,8 @@ def save(self:DegradationPath,
     try: network = describe(self.network)
     except ValueError: network = None     # unknown to the registry: to be handed in when the path is opened
     for i, node in enumerate(self):       # numbered anew: a slice is a path of its own
-        name = f'node-{i:03d}.safetensors'
         row = dict(index=i, step=node.step, drift=node.drift, gap=node.gap if i else 0.)
-        rows.append(row | dict(sha256=write_node(folder/name, node.weights())))
+        rows.append(row | dict(sha256=write_node(_node_file(folder, i), node.weights())))
     teacher = digest(self[0].weights())
     manifest = dict(format=FORMAT, version=VERSION, network=network, teacher=teacher, nodes=rows)
     write_json(folder/MANIFEST, manifest | {'sha256': seal(manifest)})
@@ -148,8 +149,7 @@ def read_nodes(folder:Path,   # where the nodes' files are
               )->list[Node]:  # in the order of the path
     "The nodes of a manifest; raise unless they are in order."
     nodes = [Node(i, r['step'], float(r['drift']), float(r['gap']),
-                  partial(read_node, folder/f'node-{i:03d}.safetensors', r['sha256']))
-             for i, r in enumerate(rows)]
+                  partial(read_node, _node_file(folder, i), r['sha256'])) for i, r in enumerate(rows)]
     index, steps = [r['index'] for r in rows], [n.step for n in nodes]
     ordered = rows and index == [*range(len(nodes))] and steps == sorted({*steps})
     if ordered and all(0 <= v < math.inf for n in nodes for v in (n.drift, n.gap)): return nodes
@@ -169,7 +169,7 @@ def check_nodes(folder:Path, # of a path
                 rows:list[dict], # of its manifest
                )->None:
     "Raise unless the files of all nodes are what was written, with the same shapes."
-    files = [folder/f'node-{i:03d}.safetensors' for i in range(len(rows))]
+    files = [_node_file(folder, i) for i in range(len(rows))]
     with ThreadPoolExecutor() as pool: [*pool.map(check_node, files, [row['sha256'] for row in rows])]
     first, *others = map(shapes_in, files)
     for file, shapes in zip(files[1:], others):

@@ -143,6 +143,7 @@ def _same(names, action): return dict.fromkeys(names.split(), action) # for opco
 def _object(machine, function, *args): return _call(machine, function, args)
 def _persistent(machine, args): return _call(machine, machine.name('pickle', 'persistent_load'), tuple(args))
 
+# %% ../nbs/13_pickles.ipynb #24f89490
 _MAKE = {
     **_same('INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING '
             'UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8',
@@ -309,6 +310,7 @@ def _tensor_parts(node): # a tensor or parameter -> bytes of its storage, offset
                       "sensible size)")
     return raw[0], offset, size, stride
 
+# %% ../nbs/13_pickles.ipynb #03de6813
 def as_tensor(node:Any,                # a tensor or parameter as `read_pickle` gives it
               storages:dict|None=None, # `{id: (bytes, tensor)}`, those already read: tensors of one share it
              )->torch.Tensor:          # on the CPU

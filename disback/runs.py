@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from . import __version__
 from .core import check_calls, check_counts, check_number, check_schema, patch
-from .files import load_state, save_state
+from .files import check_weights, load_state, save_state
 from .networks import clone
 
 # %% ../nbs/09_runs.ipynb #2874d881
@@ -48,14 +48,9 @@ def load_weights(module:nn.Module, # to be filled, in place
                  processes:OneProcess=OneProcess(), # those that share the module
                 )->None:
     "Copy weights into a module, strictly."
-    ours = module.state_dict()
-    for k in sorted(ours.keys() | weights.keys()):
-        here, there = [tuple(d[k].shape) if k in d else 'absent' for d in (ours, weights)]
-        if here != there and not processes.sharded:
-            raise ValueError(f"{what} do not fit the network: {k} is {there} there and {here} in the "
-                             "network; use the network that they were saved from")
+    if not processes.sharded: check_weights(module, weights, what)    # a part has shapes of its own
     with torch.no_grad():
-        for k, v in ours.items(): v.copy_(processes.fit(weights[k], v))
+        for k, v in module.state_dict().items(): v.copy_(processes.fit(weights[k], v))
 
 # %% ../nbs/09_runs.ipynb #ae7bdb8b
 def ema_power(std:float # width of the average relative to the length of training, between 0 and 0.289
@@ -217,7 +212,8 @@ def take_back(self:Run,
     set_random_states(states)
     self.guard.pending = [seen for seen in self.guard.pending if seen[0] != self.step]
     for part in self.parts.values():    # of the pieces that went through
-        for p in getattr(part, 'parameters', ()) if hasattr(part, 'optimizer') else (): p.grad = None
+        if not hasattr(part, 'optimizer'): continue
+        for p in part.parameters: p.grad = None
 
 # %% ../nbs/09_runs.ipynb #5c41aa04
 @patch

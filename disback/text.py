@@ -6,7 +6,7 @@
 __all__ = ['PIPELINES', 'MADE', 'FAMILIES', 'FORMS', 'EXTRAS', 'read_index', 'check_config', 'read_part', 'Prompts',
            'load_prompts', 'read_texts', 'text_parts', 'picture_sizes', 'encode_prompts', 'unet_needs', 'build_net',
            'latent_shape', 'LatentNetwork', 'check_rows', 'load_text_pipeline', 'decode', 'start_of', 'how_to_call',
-           'copy_parts', 'write_network', 'export']
+           'weight_files', 'copy_parts', 'write_network', 'export']
 
 # %% ../nbs/17_text.ipynb #5aa51703
 import functools, re, shutil, tempfile, warnings
@@ -22,7 +22,7 @@ from .diffusion import as_labels, check_samples
 from .files import load_state, readable, save_state, write_json
 from .networks import Preconditioned, check_list, in_words, register
 from .pipelines import (FACTS, KINDS, OURS, WEIGHTS, as_vp, betas_of, log_sigmas_of, of_diffusers,
-                               read_config, read_unet, scheduler_facts, timestep, weights_in)
+                               parts_in, read_config, read_unet, scheduler_facts, timestep, weights_in)
 
 # %% ../nbs/17_text.ipynb #5aa51708
 _SD = dict(tokenizer='CLIPTokenizer', text_encoder='CLIPTextModel', unet='UNet2DConditionModel',
@@ -472,6 +472,14 @@ def how_to_call(student:nn.Module, # see `start_of`
 EXTRAS = dict(safety_checker='StableDiffusionSafetyChecker',    # parts that may be there as well
               feature_extractor='CLIPImageProcessor')
 
+def weight_files(folder:Path, # of a part of a pipeline
+                 stem:str,    # see `weights_in`
+                )->dict[str,Path]: # by the names that a copy has, which are not those of half precision
+    "The files that hold the weights of a part."
+    file, split = weights_in(folder, stem), '.safetensors'
+    if file.suffix == split: return {f'{stem}{split}': file}
+    return {f'{stem}{split}.index.json': file} | {name: folder/name for name in parts_in(file).values()}
+
 def copy_parts(source:Path, # of a pipeline
                folder:Path, # where to; it is there
               )->None:
@@ -482,7 +490,7 @@ def copy_parts(source:Path, # of a pipeline
     kept = [k for k in known.keys() & named if k != 'unet' and named[k][-1]]
     for part in kept:
         files = {f.name: f for f in (source/part).iterdir() if f.suffix in ('.json', '.txt')}
-        if stem := _STEMS.get(part): files[f'{stem}.safetensors'] = weights_in(source/part, stem)
+        if stem := _STEMS.get(part): files |= weight_files(source/part, stem)
         (folder/part).mkdir()
         for name, file in files.items(): shutil.copyfile(check_regular(file), folder/part/name)
     index |= {k: [None, None] for k in named if k not in (*kept, 'unet')}
