@@ -1226,7 +1226,8 @@ def all_calls(jobs, progress=None):
             since = spent(pid)
             while True:
                 ready, _, _ = select.select([into], [], [], 1)
-                if not ready and spent(pid) - since < (60 if jobs[len(found)][2] is None else SECONDS):
+                job = jobs[min(len(found), len(jobs) - 1)]
+                if not ready and spent(pid) - since < (60 if job[2] is None else SECONDS):
                     continue
                 more = os.read(into, 65536) if ready else b""
                 if not more:
