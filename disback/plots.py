@@ -51,7 +51,7 @@ def limits(*sets:torch.Tensor # samples `(n, 2)`
 # %% ../nbs/04_plots.ipynb #25318ded
 def show_points(x:torch.Tensor,       # samples `(n, 2)`
                 ax:Axes|None=None,    # axes; None: a new figure
-                color:str|tuple=COLORS['student'], # of the points
+                color:str|Iterable=COLORS['student'], # of the points
                 title:str|None=None,  # above the panel
                 limits:tuple|None=None, # `(low, high)` for both axes
                 most:int=2000,        # draw at most so many points
@@ -101,7 +101,7 @@ def show_images(x:torch.Tensor,       # images `(n, C, H, W)` in [-1, 1]
 def show_samples(x:torch.Tensor,       # points `(n, 2)` or images `(n, C, H, W)`
                  ax:Axes|None=None,    # axes; None: a new figure
                  title:str|None=None,  # above the panel
-                 color:str|tuple=COLORS['student'], # of points
+                 color:str|Iterable=COLORS['student'], # of points
                  limits:tuple|None=None, # for both axes, of points
                  most:int=64,          # images shown
                 )->Axes:
@@ -154,7 +154,7 @@ def show_curve(x:Iterable,          # `(n,)`
                y:Iterable,          # `(n,)`
                ax:Axes|None=None,   # axes; None: a new figure
                label:str|None=None, # in the legend
-               color:str|tuple|None=None, # None: the next one
+               color:str|Iterable|None=None, # None: the next one
                smooth:int=0,        # window of the running mean; 0: none
                **axis,              # e.g. `xlabel='step', ylabel='loss', yscale='log'`
               )->Axes:
