@@ -261,7 +261,7 @@ def pictures(self:RunFolder,
     "Samples as one looks at them: latents of a pipeline are decoded, others are what they are."
     return x if self.pipeline is None else decode(x.to(device), self.pipeline).cpu()
 
-# %% ../nbs/41_folders.ipynb #5f0b5519
+# %% ../nbs/41_folders.ipynb #3fec1887
 REFERRED = dict(file=str, parts={str: dict(size=int, sha256=str)})
 
 @patch
@@ -269,8 +269,9 @@ def refer(self:RunFolder,
           file:Path # of weights, or their index
          )->dict:   # plain data
     "Say where weights are that stay where they are, and what they are."
-    parts = [file.parent/name for name in sorted({*parts_in(file).values()})] if file.suffix == '.json' else []
-    parts = {f.name: dict(size=f.stat().st_size, sha256=file_digest(f)) for f in (file, *parts)}
+    names = {*parts_in(file).values()} if file.suffix == '.json' else ()
+    files = file, *[file.parent/name for name in sorted(names)]
+    parts = {f.name: dict(size=f.stat().st_size, sha256=file_digest(f)) for f in files}
     return dict(file=os.path.relpath(os.path.abspath(file), self.path.resolve()), parts=parts)
 
 @patch
