@@ -72,7 +72,7 @@ def do_in(folder:'RunFolder', # of a command that chains stages
     return do(replace(options, out=folder/name, resume=RunFolder(folder/name).begun))
 
 # %% ../nbs/46_cli.ipynb #e7163cfb
-def demo_data(options:Demo
+def demo_data(options:Demo # its `data`, `size` and `channels`
              )->'Data':
     "The data of a demo, if there are enough of them."
     from disback.data import load_data

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', 'check_number', 'check_counts', 'check_memory',
-           'check_callables', 'check_choice', 'stream', 'check_regular', 'check_schema', 'kinds_of', 'typed',
-           'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
+           'check_callables', 'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'kinds_of',
+           'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
 import collections.abc, functools, hashlib, html, inspect, itertools, math, numbers, os, stat, types
@@ -90,6 +90,15 @@ def stream(seed:int,    # what the user chose, from 0
     "The start of one random stream: the first 62 bits of SHA-256 over purpose and seed."
     check_number('seed', seed, whole=True, least=0, below=2**63)
     return int.from_bytes(hashlib.sha256(f'{purpose} {int(seed)}'.encode()).digest()[:8], 'big') >> 2
+
+# %% ../nbs/00_core.ipynb #5aa10016
+def check_seeds(seeds:Iterable[int] # of runs or samples
+               )->list[int]:
+    "Seeds as a list, at least one, each only once."
+    seeds = [*seeds]
+    for seed in seeds: stream(seed, 'check')
+    check_that(0 < len({*seeds}) == len(seeds), 'seeds', seeds, 'at least one, and no two alike')
+    return [*map(int, seeds)]
 
 # %% ../nbs/00_core.ipynb #5aa10007
 def check_regular(file:str|Path, # to be read; it must be there
