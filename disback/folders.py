@@ -21,11 +21,11 @@ import disback
 from .adapters import as_base, name_of
 from .core import check_calls, check_regular, check_schema, patch, patch_property, printable
 from .files import file_digest, filled, load_state, read_json, save_state, whole, write_json
-from .networks import build, describe
+from .networks import build, describe, device_of
 from .paths import ANY, MANIFEST, NUMBER, DegradationPath, read_manifest, snapshot
 from .pipelines import parts_in, read_parts
 from .runs import NonFinite, OneProcess, all_finite, load_weights
-from .samplers import is_denoiser
+from .samplers import generate, is_denoiser
 from .text import decode
 
 # %% ../nbs/41_folders.ipynb #ceb7164c
@@ -255,11 +255,13 @@ def pipeline(self:RunFolder)->Path|None:
 # %% ../nbs/41_folders.ipynb #1b24bf1c
 @patch
 def pictures(self:RunFolder,
-             x:torch.Tensor, # samples of its network `(n, *dims)`
-             device:torch.device|str='cpu', # where they are decoded
-            )->torch.Tensor: # on the CPU
-    "Samples as one looks at them: latents of a pipeline are decoded, others are what they are."
-    return x if self.pipeline is None else decode(x.to(device), self.pipeline).cpu()
+             module:nn.Module, # a network of the folder
+             *asked:Any,       # what `generate` takes: how many, labels and seed
+             **options:Any,    # the same
+            )->torch.Tensor:   # on the CPU
+    "Samples of a network as one looks at them: latents of a pipeline, few at a time, are decoded."
+    if self.pipeline is None: return generate(module, *asked, **options)
+    return decode(generate(module, *asked, batch=8, **options).to(device_of(module)), self.pipeline).cpu()
 
 # %% ../nbs/41_folders.ipynb #3fec1887
 REFERRED = dict(file=str, parts={str: dict(size=int, sha256=str)})

@@ -25,7 +25,7 @@ from .adapters import Adapted, read_lora
 from .core import Table, check_calls, check_counts, printable, stream
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
-from .degradation import Degradation, EqualDrift, Every
+from .degradation import Degradation, EqualDrift, Every, pool_for
 from .edm import edm_network, load_edm
 from .engine import Engine
 from .evaluation import (Draw, class_accuracy, digit_classifier, embed, inception, load_statistics,
@@ -42,7 +42,7 @@ from .plots import COLORS, filmstrip, node_colors, show_curve, show_images
 from .pretraining import Pretraining
 from .recipes import n_parameters
 from .runs import Checkpoints, Run, adam, drive
-from .samplers import calls_of, generate, is_denoiser
+from .samplers import calls_of, is_denoiser
 from .text import ask_by, encode_prompts, export, is_pipeline, load_text_pipeline, read_texts
 
 # %% ../nbs/43_stages.ipynb #4c8522f8
@@ -206,8 +206,8 @@ def path_figure(folder:RunFolder,  # of stage 1, its path written
                )->None:
     "Draw what each node of a path generates, and what the untrained student does."
     path, points = load_path(folder.path), len(student.shape) == 1
-    n = 600 if points else (9 if folder.pipeline else 36)
-    def drawn(network): return folder.pictures(generate(engine.place(network), n), engine.device)
+    n = 600 if points else (4 if folder.pipeline else 36)
+    def drawn(network): return folder.pictures(engine.place(network), n)
     frames = [drawn(path.denoiser(i)) for i in range(len(path))]    # one network at a time
     frames.append(drawn(student))
     titles = [f'node {node.index}, step {node.step}\ndrift {node.drift:.2f}' for node in path]
@@ -421,7 +421,8 @@ def degrade(options:Degrade
     with begun(options, engine, before.source, teacher=teacher, labels=cond, **read) as folder:
         if folder.result: return folder.result
         run = Degradation(network, student, keep, options.n_steps, options.batch, options.lr, cond=cond,
-                          none=options.none, folder=folder.path, engine=engine, seed=options.seed,
+                          none=options.none, pool=pool_for(options.n_steps, options.batch),
+                          folder=folder.path, engine=engine, seed=options.seed,
                           in_place=True)
         seconds = train(run, folder, options.compute.log, 'path')
         nodes = [dict(step=n.step, drift=round(n.drift, 4), gap=round(n.gap, 4))
@@ -466,8 +467,7 @@ def follow(run:Backtracking,
     shown = options.eval_n if judge or len(run.ema.shape) == 1 else 64    # samples that are kept
     def look(step):
         if step % every and step != run.n_steps: return {}
-        x = generate(run.ema, min(shown, options.eval_n), seed=stream(options.seed, 'look'))
-        x = folder.pictures(x, run.generator.device)
+        x = folder.pictures(run.ema, min(shown, options.eval_n), seed=stream(options.seed, 'look'))
         folder.keep_samples(step, x)
         if judge is None: return {}
         value = x.new_tensor(judge.distance(x) if folder.writes else 0.).to(run.generator.device)
@@ -573,7 +573,7 @@ def sample(options:Sample
         raise ValueError(f"{out} is a link, which is not followed in a run folder: give --out")
     with RunFolder(out).begin(options.settings(), resume=options.resume, inputs=drawn_by) as folder:
         if folder.result: return folder.result
-        x = run.pictures(generate(module, n, cond, options.seed, n_steps=options.n_steps))
+        x = run.pictures(module, n, cond, options.seed, n_steps=options.n_steps)
         file, nfe = folder/'samples.safetensors', calls_of(module, options.n_steps)
         said = dict(labels=cond) if classes else {}
         if texts: said |= dict(prompts=[*texts])
