@@ -200,7 +200,7 @@ def check_teacher(options:Run,
                          f"statistics file, or name the --data that {options.teacher} was trained on")
     else:
         bring = recipe.stages['import']
-        read_teacher(options.teacher, bring.key, bring.network, bring.kind)
+        read_teacher(options.teacher, bring.key, bring.network, bring.kind, bring.prompts, bring.sigma_data)
 
 # %% ../nbs/46_cli.ipynb #5c46000a
 def check_files(options:Run # of a recipe's run

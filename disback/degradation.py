@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Probe', 'drift', 'Every', 'EqualDrift', 'crowded', 'evenly', 'Candidates', 'draw_samples', 'degradation_passes',
-           'check_keep', 'Degradation', 'DegradationStep']
+           'pool_for', 'check_keep', 'Degradation', 'DegradationStep']
 
 # %% ../nbs/22_degradation.ipynb #e2d3f590
 from dataclasses import dataclass
@@ -178,6 +178,14 @@ def degradation_passes(n_steps:int=_default.n_steps, # arguments of `Degradation
     looks = sum(keep.wants(s) or s == n_steps for s in range(n_steps + 1))
     samples = n_steps if pool is None else pool / batch
     return (3 + checkpoint) * n_steps + samples + looks * n_probe / batch
+
+# %% ../nbs/22_degradation.ipynb #7dcd5642
+def pool_for(n_steps:int, # of a recording
+             batch:int,   # samples a step
+            )->int|None:  # the pool, see `Degradation`
+    "How many samples to draw once: 4096, unless fresh ones all the way are fewer."
+    check_counts(n_steps=n_steps, batch=batch)
+    return 4096 if n_steps * batch >= 4096 else None
 
 # %% ../nbs/22_degradation.ipynb #5aa40004
 def check_keep(keep:Any,    # which nodes stay: what has `wants` and `choose`

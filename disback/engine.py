@@ -155,8 +155,11 @@ def device_for(self:Engine, module:nn.Module)->torch.device:
 @patch
 def place(self:Engine, module:nn.Module, bf16:bool=False)->nn.Module: # the module itself
     "Bring a network to its device and memory layout, in place."
-    module.to(self.device_for(module))
-    if self.channels_last: module.to(memory_format=torch.channels_last)
+    bases = [base for m in module.modules() if isinstance(base := vars(m).get('base'), nn.Module)]
+    device = self.device_for(module)
+    for m in (module, *bases):    # adapters share theirs
+        m.to(device)
+        if self.channels_last: m.to(memory_format=torch.channels_last)
     self.processes.same(module)
     if bf16:
         for p in module.parameters(): p.data = p.data.bfloat16()    # buffers like `sigma_data` stay exact

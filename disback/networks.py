@@ -8,9 +8,10 @@ __all__ = ['NETWORKS', 'HOMES', 'register', 'describe', 'in_words', 'build', 'Pr
            'device_of', 'lent', 'check_network', 'noise_range', 'OneStep', 'Placed', 'guided', 'check_null', 'Guided']
 
 # %% ../nbs/05_networks.ipynb #296067ed
-import copy, importlib, math, threading
+import copy, importlib, math, os, threading
 from contextlib import contextmanager, nullcontext
 from itertools import chain
+from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,9 @@ def register(cls:type # a class of modules that keep their arguments in `config`
     return cls
 
 # %% ../nbs/05_networks.ipynb #76bc7c65
-def describe(module:nn.Module # of a registered class
-            )->dict:          # `{"name": ..., "args": ...}`, plain data
+def describe(module:nn.Module, # of a registered class
+             folder:str|Path='/', # where the description will stand; files are named relative to it
+            )->dict:           # `{"name": ..., "args": ...}`, plain data
     "The description from which `build` makes a module of the same architecture."
     cls = type(module)
     if cls.__mro__[1].__name__ == 'FSDPModule': cls = cls.__mro__[2] # put on top by `fully_shard`
@@ -42,7 +44,8 @@ def describe(module:nn.Module # of a registered class
                          "its class with `register` and keep its arguments in `self.config`, or hand the "
                          "network in where it is needed")
     def said(value):
-        if isinstance(value, nn.Module): return describe(value)
+        if isinstance(value, nn.Module): return describe(value, folder)
+        if isinstance(value, Path): return {'file': os.path.relpath(value.resolve(), Path(folder).resolve())}
         if isinstance(value, Classes): return {'counts': [*value.counts], 'names': [*value.names]}
         return value
     return {'name': name, 'args': {k: said(v) for k, v in module.config.items()}}
@@ -60,14 +63,16 @@ def in_words(what:str # the beginning of the sentence
 # %% ../nbs/05_networks.ipynb #d8376920
 def build(description:dict, # what `describe` returned
           device:str|None=None, # 'meta': shapes alone, which take no memory; None: torch's default
+          folder:str|Path='/', # where the description stands
          )->nn.Module:      # with fresh weights
     "Make a network from its description."
     name = description.get('name')
     check_choice('network', name, NETWORKS | HOMES)
     if name not in NETWORKS: importlib.import_module(HOMES[name])
     def argument(value):
-        if isinstance(value, dict): return Classes(**value) if 'counts' in value else build(value)
-        return tuple(value) if isinstance(value, list) else value
+        if not isinstance(value, dict): return tuple(value) if isinstance(value, list) else value
+        if 'file' in value: return Path(folder, value['file'])
+        return Classes(**value) if 'counts' in value else build(value, folder=folder)
     where = torch.device(device) if device else nullcontext()
     with in_words(f"the description of {name} does not fit its class"), where:
         return NETWORKS[name](**{k: argument(v) for k, v in description['args'].items()})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANGES', 'FREE', 'STAGES', 'COMMANDS', 'Checked', 'in_words', 'from_table', 'Options', 'kind_of', 'Compute',
            'FromRecipe', 'Stage', 'network_config', 'Pretrain', 'Import', 'Degrade', 'Backtrack', 'Sample', 'Evaluate',
-           'Statistics', 'Demo', 'Run', 'Compare', 'Lab']
+           'Statistics', 'Export', 'Demo', 'Run', 'Compare', 'Lab']
 
 # %% ../nbs/40_options.ipynb #24ff0530
 import json
@@ -19,10 +19,13 @@ from .core import DEFAULTS, check_calls, check_number, patch_property
 RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n', 'size', 'channels', 'jobs',
                          'pieces', 'pretrain_steps', 'degrade_steps', 'steps', 'budget'),
                         dict(whole=True, least=1, most=10**9))
-          | dict.fromkeys(('lr', 'fake_lr', 'sigma_init', 'threshold'), dict(above=0))
+          | dict.fromkeys(('lr', 'fake_lr', 'sigma_init', 'threshold', 'sigma_data', 'alpha', 'clip'),
+                          dict(above=0))
           | dict.fromkeys(('seed', 'seeds'), dict(whole=True, least=0, below=2**62))
           | dict.fromkeys(('nodes', 'eval_n'), dict(whole=True, least=2))
-          | dict(betas=dict(least=0, below=1), decay=dict(least=0, most=1), classes=dict(whole=True, least=0),
+          | dict.fromkeys(('timestep', 'warm_up'), dict(whole=True, least=0, most=10**9))
+          | dict(lora=dict(whole=True, least=1, most=10**4), none=dict(least=0, below=1), guidance=dict(),
+                 betas=dict(least=0, below=1), decay=dict(least=0, most=1), classes=dict(whole=True, least=0),
                  skip_broken_images=dict(whole=True, least=0),
                  port=dict(whole=True, least=1, below=2**16)))
 
@@ -108,6 +111,7 @@ class Compute(Checked):
     # mode of torch.compile; reduce-overhead records CUDA graphs
     compile: Literal['no', 'default', 'reduce-overhead', 'max-autotune', 'aot_eager'] = 'no'
     pieces: int = 1                   # send a batch through in so many pieces: less memory, the same gradient
+    checkpoint: bool = False          # compute blocks again on the way back: less memory, more time
     bf16_target: bool = False         # keep the target's weights in bf16
     cpu_average: bool = False         # keep the averaged student on the CPU
     shard: bool = False               # several processes: share weights out (FSDP), do not copy them (DDP)
@@ -165,13 +169,16 @@ class Pretrain(Stage):
 @dataclass(kw_only=True)
 class Import(FromRecipe):
     "Make a run folder of somebody's checkpoint, as pretrain writes it, and execute nothing in it."
-    # official EDM checkpoint (.pkl), weights alone (.safetensors, .pt, .pth) or a folder of diffusers
+    # official EDM checkpoint (.pkl), weights alone (.safetensors, .pt, .pth) or a folder of diffusers;
+    # a text-to-image pipeline stays where it is, and is referred to
     file: Positional[Path]
     out: Path                   # run folder to write
     key: str = 'ema'            # which network of an official checkpoint
     network: str | None = None  # for weights alone: arguments of the EDM network that they belong to, as JSON
     # for a folder of diffusers: what its network is, if its scheduler leaves that open
     kind: Literal['vp', 'edm', 'consistency'] | None = None
+    prompts: Path | None = None # for a text-to-image pipeline: file of text, a prompt a line, to train with
+    sigma_data: float | None = None # for a text-to-image pipeline: root mean square of its latents; None: 1
     data: str | None = None     # data that it was trained on, named as for pretrain; for evaluation
     size: int | None = None     # for a folder: side in pixels that images are resized to; None: as they are
     resume: bool = False        # go on with the import in the folder
@@ -188,9 +195,25 @@ class Degrade(Stage):
     batch: int | None = None        # samples a step
     lr: float | None = None         # learning rate
     sigma_init: float | None = None # noise level the student starts from; None: 5 deviations of the data
+    timestep: int | None = None     # the same, by a time step of the teacher's schedule (papers: 399)
+    unit: bool = False              # start from noise at the network's own scale, as LCM and DMD2 do
+    lora: int | None = None         # train low-rank corrections of this rank; None: all weights
+    alpha: float | None = None      # with --lora: scale corrections by alpha / rank; None: not at all
+    start: Path | None = None       # with --lora: file of a LoRA (.safetensors) that the student starts as
+    none: float = 0.                # share of samples whose class or prompt the nodes are not told
+    clip: float | None = None       # norm to which longer gradients are shortened; None: as they are
     # for networks with classes: data whose labels say how often each is drawn (a folder, zip archive or
     # dataset.json); None: evenly
     labels: str | None = None
+
+    def check(self)->None:
+        "As `Options.check`; and no option is for something that was not asked for."
+        super().check()
+        if self.timestep is not None and self.sigma_init is not None:
+            raise ValueError("--timestep and --sigma-init both name the noise level to start from: give one")
+        for name in ('alpha', 'start') if self.lora is None else ():
+            if getattr(self, name) is None: continue
+            raise ValueError(f"--{name} is about low-rank corrections: say their rank too, such as --lora 64")
 
 # %% ../nbs/40_options.ipynb #8e44268e
 @dataclass(kw_only=True)
@@ -210,6 +233,10 @@ class Backtrack(Stage):
     fake_lr: float | None = None     # learning rate of the fake score
     ratio: int | None = None         # steps of the fake score to one of the student
     decay: float | None = None       # share of the run over which both rates fall to zero
+    warm_up: int = 0                 # steps over which both rates rise first
+    guidance: float = 1.             # of the teacher as target, for networks that also answer without a class
+    none: float = 0.                 # share of samples whose class or prompt the fake score is not told
+    clip: float | None = None        # norm to which longer gradients are shortened; None: as they are
     betas: tuple[float, float] | None = None # of Adam
     labels: str | None = None        # as for `degrade`
     data: str | None = None          # data to measure against, again, where a folder or a download was named
@@ -243,6 +270,8 @@ class Sample(FromRecipe):
     n: int = 64                 # samples, with classes the same number of each
     out: Path | None = None     # folder to write; None: `samples-SEED` in the run folder
     classes: tuple[int, ...] | None = None # classes to draw; None: all, or the first ten
+    prompts: tuple[str, ...] | None = None # for text-to-image: what to draw; None: prompts it was trained on
+    guidance: float = 1.        # of a teacher, for networks that also answer without a class
     which: Literal['last', 'best'] = 'last' # the student at the end of training, or the best on the way
     n_steps: int = 18           # Heun steps of a teacher
     seed: int = 0               # of the noise
@@ -285,6 +314,16 @@ class Statistics(Options):
     skip_broken_images: int = 0 # leave out up to so many that cannot be read, and say so
     weights: Path | None = None # file of the Inception network; None: torch-fidelity's own download
     compute: Compute = field(default_factory=Compute) # where to compute
+
+# %% ../nbs/40_options.ipynb #89e37df6
+@dataclass(kw_only=True)
+class Export(Options):
+    "Write a text-to-image student as diffusers reads it, with the call that draws what it draws here."
+    run: Path                   # run folder of `backtrack`
+    out: Path                   # folder to write; a new one
+    # a whole pipeline; its network alone; or corrections alone (--lora), for `load_lora_weights`
+    form: Literal['pipeline', 'unet', 'lora'] = 'pipeline'
+    which: Literal['last', 'best'] = 'last' # the student at the end of training, or the best on the way
 
 # %% ../nbs/40_options.ipynb #906a7f05
 STAGES = {cls.__name__.lower(): cls for cls in (Pretrain, Import, Degrade, Backtrack, Evaluate, Sample)}
@@ -355,7 +394,8 @@ class Lab(Options):
     browser: bool = True            # whether to open a browser
 
 # %% ../nbs/40_options.ipynb #d0c14e45
-COMMANDS = {cls.__name__.lower(): cls for cls in (Demo, Run, *STAGES.values(), Statistics, Compare, Lab)}
+_ALL = Demo, Run, *STAGES.values(), Export, Statistics, Compare, Lab
+COMMANDS = {cls.__name__.lower(): cls for cls in _ALL}
 
 # %% ../nbs/40_options.ipynb #c0ca1140
 check_calls(globals())

@@ -129,7 +129,7 @@ def save(self:DegradationPath,
     folder, rows = Path(folder), []
     if (folder/MANIFEST).exists():
         raise ValueError(f"{folder} already holds a path: choose another folder, or remove it first")
-    try: network = describe(self.network)
+    try: network = describe(self.network, folder)
     except ValueError: network = None     # unknown to the registry: to be handed in when the path is opened
     for i, node in enumerate(self):       # numbered anew: a slice is a path of its own
         row = dict(index=i, step=node.step, drift=node.drift, gap=node.gap if i else 0.)
@@ -222,7 +222,8 @@ def open_path(folder:str|Path, # written by `DegradationPath.save`
                          "DegradationPath.open(folder, network=...)")
     if network is not None: check_base(network, described or {})
     else:
-        network = filled(lambda: build(described), nodes[0].weights(), f"the weights of node 0 in {folder}")
+        network = filled(lambda: build(described, folder=folder), nodes[0].weights(),
+                         f"the weights of node 0 in {folder}")
     return DegradationPath(network, nodes, manifest['sha256'])
 
 # %% ../nbs/21_paths.ipynb #c0ca1121

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPEN', 'read_toml', 'as_args', 'read_table', 'first_sentence', 'Recipe', 'load_recipe', 'check_network',
-           'n_parameters', 'some_labels', 'saved_bytes', 'with_values', 'probe', 'holds', 'Plan', 'stage_costs', 'plan',
-           'size', 'hours', 'plan_text']
+           'n_parameters', 'some_labels', 'saved_bytes', 'with_values', 'probe', 'holds', 'Plan', 'stage_costs',
+           'adapted', 'plan', 'size', 'hours', 'plan_text']
 
 # %% ../nbs/42_recipes.ipynb #2767e3be
 import copy, io, json, os, statistics, time
@@ -15,10 +15,11 @@ from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, Iterator
 import torch, tyro
+from .adapters import Adapted
 from .backtracking import backtracking_passes
 from .core import Table, check_calls, check_choice, check_counts, check_number, check_regular
 from .core import check_that
-from .degradation import EqualDrift, Every, degradation_passes
+from .degradation import EqualDrift, Every, degradation_passes, pool_for
 from .edm import edm_network
 from .engine import Engine
 from .folders import shipped
@@ -156,7 +157,8 @@ def saved_bytes(network:torch.nn.Module, # a denoiser with attribute `shape`; on
     "What torch saves in a forward pass for the backward pass, the weights apart."
     check_counts(batch=batch)
     meta, seen = copy.deepcopy(network).to('meta').requires_grad_(), {}
-    own = {p.untyped_storage()._cdata for p in meta.parameters()}
+    bases = [vars(m)['view'] for m in meta.modules() if 'view' in vars(m)]    # of adapters
+    own = {p.untyped_storage()._cdata for m in (meta, *bases) for p in m.parameters()}
     def keep(t):
         storage = t.untyped_storage()
         if storage._cdata not in own: seen[storage._cdata] = storage.nbytes()
@@ -231,13 +233,25 @@ def stage_costs(degrade:Degrade,     # options of stage 1, filled
     keep = Every(degrade.every) if degrade.every else EqualDrift(degrade.nodes)
     through = getattr(get_loss(backtrack.loss), 'through', False)
     rows = []
-    first = degradation_passes(degrade.n_steps, degrade.batch, keep=keep)
-    second = backtracking_passes(backtrack.n_steps, backtrack.ratio, through)
+    anew = backtrack.compute.checkpoint
+    pool, steps = pool_for(degrade.n_steps, degrade.batch), backtrack.n_steps
+    first = degradation_passes(degrade.n_steps, degrade.batch, pool, keep, checkpoint=anew)
+    guided = steps * (backtrack.guidance != 1)    # at most: nodes but the teacher are not guided
+    second = backtracking_passes(steps, backtrack.ratio, through, backtrack.none > 0, guided, anew)
     for o, passes, each in [(degrade, first, 1), (backtrack, second, backtrack.ratio)]:
         rows.append(dict(stage=o.name, steps=o.n_steps, batch=o.batch, passes=round(passes),
                          images=o.n_steps * o.batch * each, sample_passes=passes * o.batch))
     drawn = evaluate.n * len(evaluate.seeds)
     return [*rows, dict(stage=evaluate.name, images=drawn, sample_passes=drawn)]
+
+# %% ../nbs/42_recipes.ipynb #892a9e46
+def adapted(network:torch.nn.Module, # a denoiser, perhaps on the meta device
+            degrade:Degrade,         # options of stage 1
+           )->torch.nn.Module:       # what learns
+    "Low-rank corrections of a network, if options ask for them; else the network."
+    if degrade.lora is None: return network
+    with torch.device(next(network.parameters()).device):
+        return Adapted(network, degrade.lora, degrade.alpha)
 
 # %% ../nbs/42_recipes.ipynb #2d588d04
 def plan(network:torch.nn.Module, # a denoiser; on the meta device if no `seconds` are wanted
@@ -255,10 +269,12 @@ def plan(network:torch.nn.Module, # a denoiser; on the meta device if no `second
     for row in rows:
         alone = row.pop('sample_passes') / 3600 / processes
         row |= {device: hours(alone * s) for device, s in (seconds or {}).items()}
+    shared, network = n_parameters(network), adapted(network, degrade)
     n, local = n_parameters(network), -(-backtrack.batch // (processes * backtrack.compute.pieces))
+    if degrade.lora is None: shared = 0
     nodes = -(-degrade.n_steps // degrade.every) + 1 if degrade.every else degrade.nodes
-    return Plan(n, nodes, rows, calls_of(network, evaluate.n_steps), local, weights_memory=36 * n,
-                saved_memory=2 * saved_bytes(network, local), path_disk=4 * n * nodes,
+    return Plan(n, nodes, rows, calls_of(network, evaluate.n_steps), local,
+                weights_memory=36 * n + 4 * shared, saved_memory=2 * saved_bytes(network, local), path_disk=4 * n * nodes,
                 checkpoint_disk=2 * 28 * n, processes=processes)
 
 # %% ../nbs/42_recipes.ipynb #82e4d218

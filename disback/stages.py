@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'source_of', 'bundled', 'allowed', 'judge_for',
            'quality', 'judge_of', 'curves', 'path_figure', 'new_network', 'identity', 'begun', 'pretrain', 'read_edm',
-           'read_teacher', 'name_classes', 'import_', 'labels_like', 'degrade', 'itinerary_of', 'optimizer_of',
-           'best_of', 'follow', 'backtrack', 'trained', 'say_classes', 'classes_of', 'sample', 'samples_figure',
-           'more_of', 'evaluate', 'data_to_meet', 'statistics', 'do']
+           'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'starting_level', 'beginners',
+           'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack', 'trained', 'say_classes',
+           'classes_of', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'evaluate', 'data_to_meet',
+           'statistics', 'export_', 'do']
 
 # %% ../nbs/43_stages.ipynb #e8c41c72
 import time
@@ -20,30 +21,33 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional
+from .adapters import Adapted, read_lora
 from .core import Table, check_calls, check_counts, printable, stream
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
-from .degradation import Degradation, EqualDrift, Every
+from .degradation import Degradation, EqualDrift, Every, pool_for
 from .edm import edm_network, load_edm
 from .engine import Engine
 from .evaluation import (Draw, class_accuracy, digit_classifier, embed, inception, load_statistics,
                                 measure_samples, save_statistics, statement)
 from .files import digest, file_digest, save_state, write_json
-from .folders import RunFolder
+from .folders import RunFolder, load_path
 from .metrics import Judge, modes_of
-from .networks import OneStep, ResMLP, UNet, seeded
-from .options import (Backtrack, Compute, Degrade, Evaluate, Import, Options, Pretrain, Sample,
+from .networks import Guided, OneStep, ResMLP, UNet, check_null, seeded
+from .options import (Backtrack, Compute, Degrade, Evaluate, Export, Import, Options, Pretrain, Sample,
                              Statistics, kind_of, network_config)
 from .paths import MANIFEST, DegradationPath
-from .pipelines import load_pipeline
+from .pipelines import load_pipeline, weights_in
 from .plots import COLORS, filmstrip, node_colors, show_curve, show_images
 from .pretraining import Pretraining
 from .recipes import n_parameters
 from .runs import Checkpoints, Run, adam, drive
-from .samplers import calls_of, generate
+from .samplers import calls_of, is_denoiser
+from .text import ask_by, encode_prompts, export, is_pipeline, load_text_pipeline, read_texts
 
 # %% ../nbs/43_stages.ipynb #4c8522f8
-def engine_of(compute:Compute # options of how to compute
+def engine_of(compute:Compute, # options of how to compute
+              clip:float|None=None, # norm of the longest gradient; None: any
              )->Engine:
     "The engine that options ask for; on a GPU if there is one."
     options = asdict(compute)
@@ -54,7 +58,7 @@ def engine_of(compute:Compute # options of how to compute
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"--device {compute.device} cannot be used here ({str(e).partition('.')[0]}): "
                          "give one that this machine has, such as cpu") from None
-    return Engine(**options)
+    return Engine(**options, clip=clip)
 
 # %% ../nbs/43_stages.ipynb #cfcb9b3d
 @contextmanager
@@ -198,12 +202,14 @@ def curves(folder:RunFolder, # of a run
 # %% ../nbs/43_stages.ipynb #ff1d54fd
 def path_figure(folder:RunFolder,  # of stage 1, its path written
                 student:nn.Module, # the untrained one
+                engine:Engine,     # where they draw
                )->None:
     "Draw what each node of a path generates, and what the untrained student does."
-    path, points = DegradationPath.open(folder.path), len(student.shape) == 1
-    n = 600 if points else 36
-    frames = [generate(path.denoiser(i), n) for i in range(len(path))]    # one network at a time
-    frames.append(generate(student, n))
+    path, points = load_path(folder.path), len(student.shape) == 1
+    n = 600 if points else (4 if folder.pipeline else 36)
+    def drawn(network): return folder.pictures(engine.place(network), n)
+    frames = [drawn(path.denoiser(i)) for i in range(len(path))]    # one network at a time
+    frames.append(drawn(student))
     titles = [f'node {node.index}, step {node.step}\ndrift {node.drift:.2f}' for node in path]
     titles.append('untrained student\none call')
     known = points and folder.source and bundled(folder.source['name'])
@@ -282,18 +288,37 @@ def read_edm(file:Path, # official checkpoint, or weights alone
         except ValueError as other: why = other if 'does not hold weights' in str(error) else error
     raise why
 
+# %% ../nbs/43_stages.ipynb #a88419ff
+def read_painter(folder:Path,       # of a text-to-image pipeline
+                 prompts:Path|None, # file of text, a prompt a line
+                 sigma_data:float|None, # root mean square of its latents; None: 1
+                )->nn.Module:       # a denoiser of latents, not training
+    "Read a text-to-image pipeline, and encode the prompts that it will be asked."
+    if prompts is None:
+        raise ValueError(f"{folder} is a text-to-image pipeline, whose prompts are encoded once: name a file "
+                         "of text, a prompt a line, by --prompts")
+    encoded = encode_prompts(folder, read_texts(prompts), device=engine_of(Compute()).device)
+    return load_text_pipeline(folder, encoded, 1. if sigma_data is None else sigma_data)
+
 # %% ../nbs/43_stages.ipynb #5c430007
 def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a folder of diffusers
                  key:str='ema',   # which network of an official checkpoint
                  network:str|None=None, # for weights alone: arguments of their EDM network as JSON
                  kind:str|None=None, # of diffusers: 'vp', 'edm', 'consistency'; None: as the scheduler says
+                 prompts:Path|None=None, # of a text-to-image pipeline: file of text, a prompt a line
+                 sigma_data:float|None=None, # of that: root mean square of its latents; None: 1
                 )->nn.Module:     # a denoiser, not training
     "Read somebody's checkpoint."
     file = Path(file)
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: give an official checkpoint, "
                                 "a file of weights or a folder of diffusers")
-    module = load_pipeline(file, kind) if file.is_dir() else read_edm(file, key, network_config(network))
+    if is_pipeline(file): module = read_painter(file, prompts, sigma_data)
+    elif (prompts, sigma_data) != (None, None):
+        raise ValueError(f"--prompts and --sigma-data are for text-to-image pipelines, and {file} is none: "
+                         "leave them out")
+    elif file.is_dir(): module = load_pipeline(file, kind)
+    else: module = read_edm(file, key, network_config(network))
     if all(v.isfinite().all() for v in module.state_dict().values()): return module
     raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
 
@@ -322,13 +347,20 @@ def import_(options:Import
            )->dict: # what it is: `network`, `family`, `parameters`, `classes`
     "Make a run folder of somebody's checkpoint, as pretrain writes it, and execute nothing in it."
     options.check()
-    module = read_teacher(options.file, options.key, options.network, options.kind)
+    given = options.key, options.network, options.kind, options.prompts, options.sigma_data
+    module = read_teacher(options.file, *given)
     source = name_classes(module, options)
-    inputs = dict(file=identity(module))
+    read = dict(file=module, prompts=options.prompts)
+    inputs = {name: identity(value) for name, value in read.items() if value is not None}
     with RunFolder(options.out).begin(options.settings(), None, options.resume, source, inputs) as folder:
         if folder.result: return folder.result
-        folder.save('teacher', module)
-        family = module.config.get('model_type', module.config.get('kind', ''))
+        stay = {}
+        if options.prompts:    # what has such is referred to
+            module.prompts.save(folder/'prompts.safetensors')
+            module.use_prompts(module.prompts)
+            stay = {'net.': weights_in(options.file/'unet')}
+        folder.save('teacher', module, stay)
+        family = next((module.config[k] for k in ('model_type', 'kind', 'family') if k in module.config), '')
         row = dict(network=type(module).__name__, family=family, parameters=n_parameters(module),
                    classes=module.n_classes or 0)
         print(Table([dict(what=k, value=v) for k, v in row.items()]))
@@ -352,27 +384,53 @@ def labels_like(labels:str|None,   # data with labels; None: as the network has 
     missing = [0.] * (classes - found.n_classes)
     return Labels(classes, (*found.weights, *missing) if found.weights else None)
 
+# %% ../nbs/43_stages.ipynb #3a1bc834
+def starting_level(options:Degrade,
+                   teacher:nn.Module,
+                  )->float|None: # noise level the student starts from; None: its own default
+    "The noise level that options name."
+    if options.timestep is None: return options.sigma_init
+    if hasattr(teacher, 'sigma_of_step'): return teacher.sigma_of_step(options.timestep)
+    raise ValueError("--timestep is for teachers with a schedule of time steps, and this "
+                     f"{type(teacher).__name__} has none: give the noise level itself by --sigma-init")
+
+def beginners(options:Degrade,
+              teacher:nn.Module, # which stays as it is if there are corrections
+             )->tuple[nn.Module,OneStep]: # the denoiser that stage 1 trains, and the untrained student
+    "What stage 1 begins with."
+    sigma, network = starting_level(options, teacher), teacher
+    if options.lora is not None:
+        with seeded(stream(options.seed, 'first weights')):
+            network = Adapted(teacher, options.lora, options.alpha)
+    student = OneStep(network, sigma, options.unit)
+    if options.start is not None: read_lora(options.start, student.denoiser)
+    return network, student
+
 # %% ../nbs/43_stages.ipynb #72de0573
 def degrade(options:Degrade
            )->dict: # `seconds`, `passes` of a batch, `nodes` with step, drift and gap
     "Stage 1: record the degradation path from the teacher to the untrained student."
     options.check()
     before = RunFolder(options.teacher).finished('pretrain', 'import', option='--teacher')
-    teacher, engine = before.network('teacher'), engine_of(options.compute)
+    teacher, engine = before.network('teacher'), engine_of(options.compute, options.clip)
     options = options.filled(kind_of(teacher.shape))
     keep = EqualDrift(options.nodes) if options.every is None else Every(options.every)
-    student, cond = OneStep(teacher, options.sigma_init), labels_like(options.labels, teacher)
-    with begun(options, engine, before.source, teacher=teacher, labels=cond) as folder:
+    (network, student), cond = beginners(options, teacher), labels_like(options.labels, teacher)
+    if options.none: check_null('the teacher of a path with --none above 0', teacher)
+    read = dict(start=options.start) if options.start else {}
+    with begun(options, engine, before.source, teacher=teacher, labels=cond, **read) as folder:
         if folder.result: return folder.result
-        run = Degradation(teacher, student, keep, options.n_steps, options.batch, options.lr, cond=cond,
-                          folder=folder.path, engine=engine, seed=options.seed, in_place=True)
+        run = Degradation(network, student, keep, options.n_steps, options.batch, options.lr, cond=cond,
+                          none=options.none, pool=pool_for(options.n_steps, options.batch),
+                          folder=folder.path, engine=engine, seed=options.seed,
+                          in_place=True)
         seconds = train(run, folder, options.compute.log, 'path')
         nodes = [dict(step=n.step, drift=round(n.drift, 4), gap=round(n.gap, 4))
                  for n in run.candidates.as_nodes()]
         if folder.writes:    # the path is written by one process
             if not (folder/MANIFEST).exists(): run.path.save(folder.path)
             folder.save('student', student)
-            path_figure(folder, student)
+            path_figure(folder, student, engine)
         return folder.finish(dict(seconds=seconds, passes=run.passes, nodes=nodes))
 
 # %% ../nbs/43_stages.ipynb #04f63031
@@ -406,9 +464,10 @@ def follow(run:Backtracking,
           )->Callable:        # `step -> dict` of what the metrics shall hold
     "Look at the student of a run at intervals: keep samples, measure them, keep the best student."
     every, processes = options.eval_every or max(1, run.n_steps // 20), run.processes
+    shown = options.eval_n if judge or len(run.ema.shape) == 1 else 64    # samples that are kept
     def look(step):
         if step % every and step != run.n_steps: return {}
-        x = generate(run.ema, options.eval_n, seed=stream(options.seed, 'look'))
+        x = folder.pictures(run.ema, min(shown, options.eval_n), seed=stream(options.seed, 'look'))
         folder.keep_samples(step, x)
         if judge is None: return {}
         value = x.new_tensor(judge.distance(x) if folder.writes else 0.).to(run.generator.device)
@@ -424,10 +483,12 @@ def backtrack(options:Backtrack
     "Stage 2: train the student along the path, back to the teacher."
     options.check()
     before = RunFolder(options.path).finished('degrade', option='--path')
-    student, engine = before.network('student'), engine_of(options.compute)
+    student, engine = before.network('student'), engine_of(options.compute, options.clip)
     options = options.filled(kind_of(student.shape))
     walk, cond = itinerary_of(options), labels_like(options.labels, student)
-    path = DegradationPath.open(before.path)
+    path = load_path(before.path)
+    if options.guidance != 1: check_null('the teacher of a run with --guidance', path.network)
+    if options.none: check_null('the teacher of a run with --none above 0', path.network)
     arm = ARMS[options.arm](path)
     walk.check(max(1, len(arm['path']) - 1), options.n_steps)    # before there is a folder
     source = before.source if options.reference else allowed(before, options.data)
@@ -435,7 +496,8 @@ def backtrack(options:Backtrack
     read = dict(path=path, student=student, labels=cond, reference=options.reference)
     with begun(options, engine, source, **read) as folder:
         if folder.result: return folder.result
-        names = 'loss', 'n_steps', 'batch', 'lr', 'fake_lr', 'decay', 'ratio', 'seed'
+        names = ('loss', 'n_steps', 'batch', 'lr', 'fake_lr', 'decay', 'warm_up', 'ratio', 'guidance', 'none',
+                 'seed')
         asked = {name: getattr(options, name) for name in names}
         run = Backtracking(student, **arm, **asked, itinerary=walk, cond=cond, engine=engine,
                            optimizer=optimizer_of(options.betas), in_place=True)
@@ -462,49 +524,87 @@ def say_classes(module:nn.Module)->None: # a network
 
 # %% ../nbs/43_stages.ipynb #60c84694
 def classes_of(module:nn.Module, # a network
-               asked:tuple|None, # classes; None: all, or the first ten
+               asked:tuple|None, # classes; None: all, or the first ones
+               most:int=10,      # how many of them
               )->list|None:      # None: it has none
     "Classes of a network, as asked for."
     known = getattr(module, 'n_classes', None)
     if known is None and asked is not None:
         raise ValueError("--classes were given, but the network has none: leave them out")
     if known is None: return None
-    if asked is None: return [*range(min(10, known))]
+    if asked is None: return [*range(min(most or 10, known))]
     if asked and max(asked) < known: return [*asked]
     raise ValueError(f"--classes are whole numbers from 0 to {known - 1}, at least one, got {[*asked]}: "
                      "leave it out for all")
+
+# %% ../nbs/43_stages.ipynb #f01d0ffb
+def asked(module:nn.Module, # a student or a teacher
+          run:RunFolder,    # its folder
+          options:Sample,
+         )->tuple[nn.Module,tuple[str,...]]: # the same, asked as options say, and its prompts, if it has such
+    "Let a network be asked by new prompts, and a teacher be guided."
+    if options.prompts is not None:
+        if run.pipeline is None:
+            raise ValueError(f"--prompts are for text-to-image, and {run.path} holds a network without "
+                             "prompts: leave them out")
+        ask_by(module, encode_prompts(run.pipeline, options.prompts))
+    texts = module.n_classes.names if run.pipeline else ()
+    few = texts[:10] if options.prompts is None and options.classes is None else texts
+    if options.guidance == 1: return module, few
+    if is_denoiser(module): return Guided(module, options.guidance), few
+    raise ValueError("--guidance is of a teacher, which is guided as it draws; a student has learnt that of "
+                     "its target: leave it out")
 
 # %% ../nbs/43_stages.ipynb #b6de29a8
 def sample(options:Sample
           )->dict: # `samples` and `figure`, files in the folder, and `nfe`, network calls a sample
     "Draw samples from a finished run."
     options.check()
-    module, _, _ = trained(options.run, options.which)
-    classes, n, cond = classes_of(module, options.classes), options.n, None
+    module, run, _ = trained(options.run, options.which)
+    drawn_by = dict(run=identity(module))
+    module, texts = asked(module, run, options)
+    classes, n, cond = classes_of(module, options.classes, len(texts)), options.n, None
     if classes:    # as many of each
         cond = torch.tensor(classes).repeat_interleave(-(-n // len(classes)))
         n = len(cond)
-    say_classes(module)
+    if not texts: say_classes(module)
     out = options.out or options.run/f'samples-{options.seed}'
     if options.out is None and out.is_symlink():
         raise ValueError(f"{out} is a link, which is not followed in a run folder: give --out")
-    drawn_by = dict(run=identity(module))
     with RunFolder(out).begin(options.settings(), resume=options.resume, inputs=drawn_by) as folder:
         if folder.result: return folder.result
-        x = generate(module, n, cond, options.seed, n_steps=options.n_steps)
+        x = run.pictures(module, n, cond, options.seed, n_steps=options.n_steps)
         file, nfe = folder/'samples.safetensors', calls_of(module, options.n_steps)
-        save_state(file, dict(samples=x) | (dict(labels=cond) if classes else {}))
-        samples_figure(folder, x, classes, f'{len(x)} samples, {nfe} network call{"s" * (nfe > 1)} each')
+        said = dict(labels=cond) if classes else {}
+        if texts: said |= dict(prompts=[*texts])
+        save_state(file, dict(samples=x) | said)
+        named = [texts[c] for c in classes] if texts else classes
+        samples_figure(folder, x, named, f'{len(x)} samples, {nfe} network call{"s" * (nfe > 1)} each')
         return folder.finish(dict(samples=file.name, figure='figures/samples.png', nfe=nfe))
+
+# %% ../nbs/43_stages.ipynb #5c8d591c
+def sheet(x:torch.Tensor, # pictures `(n, 3, H, W)`, as many of each prompt
+          texts:list[str], # the prompts
+         )->plt.Figure:
+    "A labelled sheet: each prompt over its pictures."
+    parts = x.split(len(x) // len(texts))
+    columns = min(8, len(parts[0]))
+    high = len(texts) * (.3 + 1.2 * -(-len(parts[0]) // columns))
+    fig, axes = plt.subplots(len(texts), 1, figsize=(max(3., 1.2 * columns), high), layout='constrained',
+                             squeeze=False)
+    for ax, part, text in zip(axes[:, 0], parts, texts):
+        show_images(part, ax, printable(text)[:100].replace('$', r'\$'), columns)
+    return fig
 
 # %% ../nbs/43_stages.ipynb #ef1b0c16
 def samples_figure(folder:RunFolder, # where to
                    x:torch.Tensor,   # samples `(n, *dims)`, as many of each class
-                   classes:list|None, # which those are
+                   classes:list|None, # which those are; or their prompts
                    title:str,        # above them
                   )->None:
-    "Draw samples; of images with classes a row for each."
-    if classes and x.ndim == 4:
+    "Draw samples; of images with classes a row for each, of pictures with prompts a grid below each."
+    if classes and isinstance(classes[0], str): fig = sheet(x, classes)
+    elif classes and x.ndim == 4:
         ax, side = show_images(x, title=title, columns=len(x) // len(classes)), x.shape[2] + 1
         ax.set(yticks=[side * (i + .5) for i in range(len(classes))], yticklabels=classes, ylabel='class')
         fig = ax.figure
@@ -581,9 +681,22 @@ def statistics(options:Statistics
     print(f'{out.name}: {len(images):,} images of {shape}, {n:,} features')
     return dict(images=len(images), features=n)
 
+# %% ../nbs/43_stages.ipynb #d57c7c0f
+def export_(options:Export
+           )->dict: # `folder`
+    "Write a text-to-image student as diffusers reads it, with the call that draws what it draws here."
+    options.check()
+    module, run, _ = trained(options.run, options.which)
+    if run.pipeline is None:
+        raise ValueError(f"{options.run} holds no student of a text-to-image pipeline: only such are written "
+                         "as diffusers reads them, others stand in their run folder")
+    made = export(module, options.out, run.pipeline, options.form)
+    print((made/'README.md').read_text())
+    return dict(folder=str(made))
+
 # %% ../nbs/43_stages.ipynb #615bc62a
 STAGES = {Pretrain: pretrain, Import: import_, Degrade: degrade, Backtrack: backtrack, Sample: sample,
-          Evaluate: evaluate, Statistics: statistics}
+          Evaluate: evaluate, Statistics: statistics, Export: export_}
 
 def do(options:Options # of one stage
       )->dict:         # its result

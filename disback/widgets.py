@@ -26,7 +26,7 @@ from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift
 from .diffusion import as_labels
 from .files import load_state
-from .folders import RunFolder
+from .folders import RunFolder, load_path
 from .losses import LOSSES, get_loss
 from .metrics import Judge, modes_of
 from .mismatch import MismatchRecorder, as_sigmas, exact_denoiser, mismatch_field, mismatch_map
@@ -200,7 +200,7 @@ class PathStepper(Board):
         self.last = 0 if student is None else 'student'    # what is drawn last
         with self.minding():
             self.real = [] if data is None or data.ndim > 2 else [check_points(data)]
-            self.path = DegradationPath.open(path) if isinstance(path, (str, Path)) else path
+            self.path = load_path(path) if isinstance(path, (str, Path)) else path
             if not len(self.path): raise ValueError("a path needs at least one node, and this one has none")
             network, g = self.path.network, torch.Generator().manual_seed(stream(0, 'samples'))
             n, labels = n or (600 if len(network.shape) == 1 else 25), labels_for(network, cond)
