@@ -1,5 +1,5 @@
-"""The command line from a pipeline to a pipeline: import, degrade, backtrack, sample, export, on a tiny random
-Stable Diffusion and, with the same option, on a network of points; nothing is downloaded."""
+"""The command line from a pipeline to a pipeline: import, degrade, backtrack, sample, export, on a tiny
+random Stable Diffusion and, with the same option, on a network of points; nothing is downloaded."""
 
 import importlib
 import json
