@@ -274,8 +274,8 @@ def plan(network:torch.nn.Module, # a denoiser; on the meta device if no `second
     if degrade.lora is None: shared = 0
     nodes = -(-degrade.n_steps // degrade.every) + 1 if degrade.every else degrade.nodes
     return Plan(n, nodes, rows, calls_of(network, evaluate.n_steps), local,
-                weights_memory=36 * n + 4 * shared, saved_memory=2 * saved_bytes(network, local), path_disk=4 * n * nodes,
-                checkpoint_disk=2 * 28 * n, processes=processes)
+                weights_memory=36 * n + 4 * shared, saved_memory=2 * saved_bytes(network, local),
+                path_disk=4 * n * nodes, checkpoint_disk=2 * 28 * n, processes=processes)
 
 # %% ../nbs/42_recipes.ipynb #82e4d218
 def size(n:float)->str: # bytes

@@ -1,5 +1,5 @@
-"""The command line from a pipeline to a pipeline: import, degrade, backtrack, sample, export, on a tiny random
-Stable Diffusion and, with the same option, on a network of points; nothing is downloaded."""
+"""The command line from a pipeline to a pipeline: import, degrade, backtrack, sample, export, on a tiny
+random Stable Diffusion and, with the same option, on a network of points; nothing is downloaded."""
 
 import importlib
 import json
@@ -187,7 +187,7 @@ def test_what_is_refused(chain, tmp_path, capfd, monkeypatch):
     assert "give one" in refused(capfd, *record, "--timestep", 399, "--sigma-init", 1)
     assert "step must be" in refused(capfd, *record, "--timestep", 1000)
     lora = chain / "S" / "student.safetensors"
-    assert "no part of a LoRA" in refused(capfd, *record, "--lora", 4, "--start", lora)
+    assert "is of other layers" in refused(capfd, *record, "--lora", 4, "--start", lora)
     assert "say their rank" in refused(capfd, *record, "--start", lora)
     assert "holds a run of `degrade`" in refused(capfd, "export", "--run", chain / "P", "--out", "x")
     assert "a student has learnt" in refused(capfd, "sample", "--run", chain / "S", "--guidance", 2)
