@@ -482,8 +482,8 @@ def measure_samples(draw:Callable,   # `draw(n, seed, start)` -> samples from nu
     for seed in seeds:
         rows.append(by.measured(run(lambda n, start: draw(n, seed, start), n, desc=f'seed {seed}')))
     protocol = dict(n=n, seeds=seeds, shape=[*x.shape[1:]], network_calls=getattr(draw, 'nfe', None),
-                    n_features=by.n_features, k=by.k, batch=batch, processes=processes.world,
-                    splits=splits if 'inception_score' in rows[0] else None, warnings=by.doubts(n))
+                    n_features=by.n_features, k=by.k, splits=splits if 'inception_score' in rows[0] else None,
+                    batch=batch, processes=processes.world, warnings=by.doubts(n))
     return over_seeds(rows) | dict(protocol=protocol | by.about | conditions(by.look, x))
 
 # %% ../nbs/32_evaluation.ipynb #49430e6c

@@ -171,7 +171,7 @@ def _known_noise(kind, said): # what is known better than `NOISE`
     facts = {k: said.get(k, usual) for k, usual in NOISE[kind].items()}
     if kind != 'vp':
         for k, v in facts.items(): check_number(k, v, least=0)
-        return facts, None
+        return facts | dict(time_scale=float(facts['time_scale'])), None
     *schedule, betas, zero_snr = facts.values()
     with torch.device('cpu'):    # numbers, wherever the network is made
         log_sigmas = log_sigmas_of(betas_of(*schedule) if betas is None else betas, zero_snr).float()
