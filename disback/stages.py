@@ -207,7 +207,7 @@ def path_figure(folder:RunFolder,  # of stage 1, its path written
     "Draw what each node of a path generates, and what the untrained student does."
     path, points = load_path(folder.path), len(student.shape) == 1
     n = 600 if points else (4 if folder.pipeline else 36)
-    def drawn(network): return folder.pictures(engine.place(network), n)
+    def drawn(network): return folder.pictures(network.to(engine.device_for(network)), n)
     frames = [drawn(path.denoiser(i)) for i in range(len(path))]    # one network at a time
     frames.append(drawn(student))
     titles = [f'node {node.index}, step {node.step}\ndrift {node.drift:.2f}' for node in path]
