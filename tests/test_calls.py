@@ -566,6 +566,7 @@ SPECIAL = {
     ),
     "cli.do_command": dict(typed=lambda: ["sample", "--run", str(WORLD / "student"), "--out", str(fresh())]),
     "cli.main": dict(args=lambda: ["sample", "--run", str(WORLD / "student"), "--out", str(fresh())]),
+    "cli.Shown": dict(file=io.StringIO),
     "cli.mended_by": dict(error=lambda: ValueError("a sentence")),
     "comparisons.data_of": dict(name=lambda: "ring"),
     "comparisons.start": dict(kind=lambda: "far"),
@@ -672,6 +673,7 @@ SPECIAL = {
     "folders.Lock": dict(fd=lambda: os.open(".", os.O_RDONLY)),
     "folders.lock": dict(folder=lambda: WORLD / "images"),
     "folders.course": dict(config=lambda: dict(source=None, inputs={})),
+    "folders.load_path": dict(folder=lambda: WORLD / "path"),
     "folders.load_teacher": dict(folder=lambda: WORLD / "teacher"),
     "folders.shipped": dict(folder=lambda: "recipes", ending=lambda: ".toml"),
     "images.to_pixels": dict(image=PIL_image),
@@ -703,7 +705,7 @@ SPECIAL = {
         ),
         DENOISERS,
     ),
-    "mismatch.with_colorbar": dict(image=lambda: None),
+    "mismatch.with_colorbar": dict(image=lambda: importlib.import_module("matplotlib.cm").ScalarMappable()),
     "mismatch.show_map": dict(values=lambda: randn(4, 4).abs()),
     "mismatch.cell_edges": dict(centres=lambda: torch.arange(4.0)),
     "mismatch.show_heat": dict(record=recorder),
@@ -712,6 +714,10 @@ SPECIAL = {
     "networks.check_null": dict(network=lambda: net(n_classes=3)),
     "networks.check_list": dict(value=lambda: [1, 2]),
     "networks.Preconditioned": dict(config=lambda: dict(sigma_data=1.0)),
+    **{
+        f"options.{name}": {key: (lambda key: lambda: WORLD / key)(key) for key in ("teacher", "path", "run")}
+        for name in ("Degrade", "Backtrack", "Sample", "Evaluate", "Export")
+    },
     "options.in_words": dict(default=lambda: 1.0),
     "options.network_config": dict(text=lambda: "{}"),
     "paths.DegradationPath": dict(nodes=lambda: path().nodes),
