@@ -33,10 +33,10 @@ RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n'
 class Checked:
     "Options that have ranges."
     def check(self)->None:
-        "Raise a `ValueError` for an option that is out of its range; None is in every range."
+        "Raise a `ValueError` for an option that is out of its range; None, and a path, is in every range."
         for name, value in vars(self).items():
             for v in value if isinstance(value, (tuple, list)) else (value,):
-                if v is not None and name in RANGES:
+                if name in RANGES and not isinstance(v, Path|None):
                     check_number(f"--{name.replace('_', '-')}", v, **RANGES[name])
 
 # %% ../nbs/40_options.ipynb #bfb83b35
@@ -290,6 +290,9 @@ class Evaluate(FromRecipe):
     features: Literal['ours', 'inception'] = 'ours'
     reference: Path | None = None # statistics file (.npz) of real images, as EDM's; None: held-out data
     weights: Path | None = None # file of the Inception network; None: torch-fidelity's own download
+    clip: Path | None = None    # for text-to-image: folder of a CLIP, which compares pictures and prompts
+    prompts: Path | None = None # for text-to-image: other prompts to draw by, a line each; None: as trained
+    guidance: float = 1.        # of a teacher, for networks that also answer without a class
     which: Literal['last', 'best'] = 'last' # the student at the end of training, or the best on the way
     n_steps: int = 18           # Heun steps of a teacher
     compute: Compute = field(default_factory=Compute) # where and how to compute

@@ -23,6 +23,7 @@ tiny_pipelines = importlib.import_module("tiny_pipelines")
 from disback import stages  # noqa: E402
 from disback.adapters import name_of  # noqa: E402
 from disback.cli import main  # noqa: E402
+from disback.evaluation import Draw, load_clip  # noqa: E402
 from disback.files import file_digest, load_state  # noqa: E402
 from disback.folders import RunFolder, load_path, load_teacher  # noqa: E402
 
@@ -131,6 +132,29 @@ def test_new_prompts_are_drawn_as_pictures(chain):
     assert load_state(chain / "Y" / "samples.safetensors")["prompts"] == ["a dog", "a cat on a mat"]
 
 
+def test_pictures_are_measured(chain, tmp_path, capfd):
+    """By CLIP, and, decoded, against the statistics of pictures."""
+    tiny_pipelines.clip(tmp_path / "clip")
+    (tmp_path / "prompts.txt").write_text("a house\n")
+    by = ["--n", 4, "--seeds", 0, 1, "--clip", tmp_path / "clip"]
+    disback("evaluate", "--run", chain / "S", *by)
+    result = json.loads((chain / "S" / "evaluation.json").read_text())["result"]
+    folder = RunFolder(chain / "S")
+    draw = Draw(folder.network("student"), show=folder.viewer())
+    clip, texts = load_clip(tmp_path / "clip"), ["a dog", "a cat on a mat"] * 2
+    seen = [clip(draw(4, seed), texts).double().mean().item() for seed in (0, 1)]
+    torch.testing.assert_close(result["clip_score"]["per_seed"], seen, rtol=1e-4, atol=1e-4)
+    assert result["protocol"]["clip_sha256"] == file_digest(tmp_path / "clip" / "model.safetensors")
+
+    disback("evaluate", "--run", chain / "S", *by, "--prompts", tmp_path / "prompts.txt")
+    other = json.loads((chain / "S" / "evaluation.json").read_text())["result"]["clip_score"]
+    assert other != result["clip_score"]
+    guided = ["evaluate", "--run", chain / "T", "--n-steps", 2, *by]
+    disback(*guided, "--guidance", 3)
+    assert "a student has learnt" in refused(capfd, "evaluate", "--run", chain / "S", *by, "--guidance", 3)
+    assert "does not say what data" in refused(capfd, "evaluate", "--run", chain / "S", "--n", 4)
+
+
 @pytest.mark.parametrize("form", ["pipeline", "unet", "lora"])
 def test_an_exported_student_draws_the_same(chain, form):
     out = chain / "exported" / form
@@ -213,6 +237,7 @@ def test_points_take_the_same_options(tmp_path, capfd, monkeypatch):
     assert "without prompts" in refused(capfd, "sample", "--run", "S", "--prompts", "a dog")
     assert "time steps" in refused(capfd, "degrade", "--teacher", "T", "--timestep", 3, "--out", "x")
     assert "text-to-image" in refused(capfd, "export", "--run", "S", "--out", "x")
+    assert "--clip is for text" in refused(capfd, "evaluate", "--run", "S", "--clip", "x")
     said = ["import", "T/teacher.safetensors", "--prompts", "p.txt", "--out", "x"]
     assert "--prompts and --sigma-data are for" in refused(capfd, *said)
     assert not Path("x").exists()
