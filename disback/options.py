@@ -179,6 +179,7 @@ class Import(FromRecipe):
     kind: Literal['vp', 'edm', 'consistency'] | None = None
     prompts: Path | None = None # for a text-to-image pipeline: file of text, a prompt a line, to train with
     sigma_data: float | None = None # for a text-to-image pipeline: root mean square of its latents; None: 1
+    bf16: bool = False          # for a text-to-image pipeline: keep its weights in bf16, to train with --lora
     data: str | None = None     # data that it was trained on, named as for pretrain; for evaluation
     size: int | None = None     # for a folder: side in pixels that images are resized to; None: as they are
     resume: bool = False        # go on with the import in the folder

@@ -292,13 +292,15 @@ def read_edm(file:Path, # official checkpoint, or weights alone
 def read_painter(folder:Path,       # of a text-to-image pipeline
                  prompts:Path|None, # file of text, a prompt a line
                  sigma_data:float|None, # root mean square of its latents; None: 1
+                 bf16:bool,         # keep its weights in bf16
                 )->nn.Module:       # a denoiser of latents, not training
     "Read a text-to-image pipeline, and encode the prompts that it will be asked."
     if prompts is None:
         raise ValueError(f"{folder} is a text-to-image pipeline, whose prompts are encoded once: name a file "
                          "of text, a prompt a line, by --prompts")
     encoded = encode_prompts(folder, read_texts(prompts), device=engine_of(Compute()).device)
-    return load_text_pipeline(folder, encoded, 1. if sigma_data is None else sigma_data)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return load_text_pipeline(folder, encoded, 1. if sigma_data is None else sigma_data, dtype)
 
 # %% ../nbs/43_stages.ipynb #5c430007
 def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a folder of diffusers
@@ -307,16 +309,17 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a
                  kind:str|None=None, # of diffusers: 'vp', 'edm', 'consistency'; None: as the scheduler says
                  prompts:Path|None=None, # of a text-to-image pipeline: file of text, a prompt a line
                  sigma_data:float|None=None, # of that: root mean square of its latents; None: 1
+                 bf16:bool=False, # of that: keep its weights in bf16, for adapters to correct
                 )->nn.Module:     # a denoiser, not training
     "Read somebody's checkpoint."
     file = Path(file)
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: give an official checkpoint, "
                                 "a file of weights or a folder of diffusers")
-    if is_pipeline(file): module = read_painter(file, prompts, sigma_data)
-    elif (prompts, sigma_data) != (None, None):
-        raise ValueError(f"--prompts and --sigma-data are for text-to-image pipelines, and {file} is none: "
-                         "leave them out")
+    if is_pipeline(file): module = read_painter(file, prompts, sigma_data, bf16)
+    elif (prompts, sigma_data, bf16) != (None, None, False):
+        raise ValueError(f"--prompts, --sigma-data and --bf16 are for text-to-image pipelines, and {file} is "
+                         "none: leave them out")
     elif file.is_dir(): module = load_pipeline(file, kind)
     else: module = read_edm(file, key, network_config(network))
     if all(v.isfinite().all() for v in module.state_dict().values()): return module
@@ -347,7 +350,7 @@ def import_(options:Import
            )->dict: # what it is: `network`, `family`, `parameters`, `classes`
     "Make a run folder of somebody's checkpoint, as pretrain writes it, and execute nothing in it."
     options.check()
-    given = options.key, options.network, options.kind, options.prompts, options.sigma_data
+    given = options.key, options.network, options.kind, options.prompts, options.sigma_data, options.bf16
     module = read_teacher(options.file, *given)
     source = name_classes(module, options)
     read = dict(file=module, prompts=options.prompts)

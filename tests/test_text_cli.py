@@ -132,6 +132,21 @@ def test_new_prompts_are_drawn_as_pictures(chain):
     assert load_state(chain / "Y" / "samples.safetensors")["prompts"] == ["a dog", "a cat on a mat"]
 
 
+def test_a_teacher_in_bf16(chain, tmp_path, capfd):
+    """Half the memory, for adapters; what it is called stays when it is read again."""
+    prompts = chain / "prompts.txt"
+    disback("import", chain / "sd", "--prompts", prompts, "--bf16", "--out", tmp_path / "T")
+    teacher = load_teacher(tmp_path / "T")
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    record = ["degrade", "--teacher", tmp_path / "T", *RECORD]
+    assert "of half precision" in refused(capfd, *record, "--out", tmp_path / "P")
+    disback(*record, "--lora", 4, "--out", tmp_path / "P")
+    disback("backtrack", "--path", tmp_path / "P", *WALK, "--out", tmp_path / "S")
+    student = RunFolder(tmp_path / "S").network("student")
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    assert name_of(student.denoiser.base) == name_of(teacher)
+
+
 def test_pictures_are_measured(chain, tmp_path, capfd):
     """By CLIP, and, decoded, against the statistics of pictures."""
     tiny_pipelines.clip(tmp_path / "clip")
@@ -239,7 +254,7 @@ def test_points_take_the_same_options(tmp_path, capfd, monkeypatch):
     assert "text-to-image" in refused(capfd, "export", "--run", "S", "--out", "x")
     assert "--clip is for text" in refused(capfd, "evaluate", "--run", "S", "--clip", "x")
     said = ["import", "T/teacher.safetensors", "--prompts", "p.txt", "--out", "x"]
-    assert "--prompts and --sigma-data are for" in refused(capfd, *said)
+    assert "--prompts, --sigma-data and --bf16 are for" in refused(capfd, *said)
     assert not Path("x").exists()
     Path("T").rename("elsewhere")
     assert "put it back where it was" in refused(capfd, "sample", "--run", "S", "--out", "y")
