@@ -269,8 +269,7 @@ def pictures(self:RunFolder,
              **options:Any,    # the same
             )->torch.Tensor:   # on the CPU
     "Samples of a network as one looks at them."
-    few = {} if self.pipeline is None else dict(batch=8)
-    return self.viewer(device_of(module))(generate(module, *asked, **few, **options))
+    return self.viewer(device_of(module))(generate(module, *asked, **options))
 
 # %% ../nbs/41_folders.ipynb #3fec1887
 REFERRED = dict(file=str, parts={str: dict(size=int, sha256=str)})

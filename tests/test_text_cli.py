@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.figure
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,6 +27,7 @@ from disback.cli import main  # noqa: E402
 from disback.evaluation import Draw, load_clip  # noqa: E402
 from disback.files import file_digest, load_state  # noqa: E402
 from disback.folders import RunFolder, load_path, load_teacher  # noqa: E402
+from disback.widgets import Gallery, PathStepper  # noqa: E402
 
 RECORD = ["--n-steps", 4, "--nodes", 3, "--batch", 2, "--none", 0.1]
 WALK = ["--n-steps", 6, "--batch", 2, "--eval-every", 3, "--eval-n", 2, "--guidance", 7.5, "--none", 0.1]
@@ -168,6 +170,16 @@ def test_pictures_are_measured(chain, tmp_path, capfd):
     disback(*guided, "--guidance", 3)
     assert "a student has learnt" in refused(capfd, "evaluate", "--run", chain / "S", *by, "--guidance", 3)
     assert "does not say what data" in refused(capfd, "evaluate", "--run", chain / "S", "--n", 4)
+
+
+def test_nodes_are_looked_at_as_pictures(chain):
+    gallery = Gallery(chain / "P")
+    assert gallery.words.value == ""
+    stepper = PathStepper(chain / "P", n=2, n_steps=2, viewer=RunFolder(chain / "P").viewer())
+    fig = Figure()
+    stepper.plot(fig, 2, 3)
+    shown = [ax.images[0].get_array().shape for ax in fig.axes if ax.images]
+    assert len(shown) == 3 and all(shape[2] == 3 for shape in shown)
 
 
 @pytest.mark.parametrize("form", ["pipeline", "unet", "lora"])
