@@ -277,6 +277,7 @@ class Sample(FromRecipe):
     n_steps: int = 18           # Heun steps of a teacher
     seed: int = 0               # of the noise
     resume: bool = False        # take what is in the folder, if it is finished, or draw again
+    compute: Compute = field(default_factory=Compute) # where to compute
 
 # %% ../nbs/40_options.ipynb #72d41063
 @dataclass(kw_only=True)

@@ -570,7 +570,7 @@ def sample(options:Sample
     module, run, _ = trained(options.run, options.which)
     drawn_by = dict(run=identity(module))
     check_prompts(run, prompts=options.prompts)
-    module = asked(module, run, options.prompts, options.guidance)
+    module = engine_of(options.compute).place(asked(module, run, options.prompts, options.guidance))
     texts = module.n_classes.names if run.pipeline else ()
     if options.prompts is None and options.classes is None: texts = texts[:10]
     classes, n, cond = classes_of(module, options.classes, len(texts)), options.n, None
