@@ -20,7 +20,7 @@ from .networks import build, check_network, clone, describe, lent
 from .paths import DegradationPath, Node, read_node, snapshot, write_node
 from .pretraining import check_shape
 from .runs import OneProcess, adam, load_weights
-from .samplers import labels_for
+from .samplers import in_parts, labels_for
 
 # %% ../nbs/22_degradation.ipynb #ebe38082
 class Probe(NamedTuple):
@@ -32,7 +32,7 @@ class Probe(NamedTuple):
     @torch.no_grad()
     def ask(self, denoiser:Callable)->torch.Tensor: # `(n, *dims)`, on the CPU
         "A denoiser's answers in units of the noise, `D(x, sigma) / sigma`."
-        denoised = denoiser(self.x, self.sigma, self.cond)
+        denoised = in_parts(denoiser, 1024, *self)
         check_alike(x=self.x, denoised=denoised)
         return (denoised / expand(self.sigma, self.x)).cpu()
 
@@ -155,11 +155,10 @@ def draw_samples(student:Callable, # `G(z, cond) -> x0` with attribute `shape`
                  generator:torch.Generator, # of noise and labels
                  cond:Callable|None=None, # `(n, generator) -> labels`
                 )->tuple:          # samples `(n, *dims)`, and labels `(n,)` or None
-    "Samples of a frozen student, at most 1024 at a time."
+    "Samples of a frozen student."
     z = torch.randn(n, *student.shape, generator=generator, device=generator.device)
     labels = None if cond is None else as_labels(cond(n, generator), n)
-    parts = [*zip(z.split(1024), [None] * n if labels is None else labels.split(1024))]
-    with torch.no_grad(): x0 = torch.cat([student(*part) for part in parts])
+    with torch.no_grad(): x0 = in_parts(student, 1024, z, labels)
     check_alike(noise=z, samples=x0)
     return x0, labels
 

@@ -249,6 +249,9 @@ class Learner:
                  through:bool=False, # its loss goes through others too, whose gradients are not wanted
                 ):
         check_network(name, module)
+        half = any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters())
+        check_that(not half, name, f'{type(module).__name__} of half precision', 'in float32, else '
+                   'small steps are lost: read it so, or train corrections of it (`Adapted`, --lora)')
         check_that(callable(optimizer), 'optimizer', optimizer, 'a function (parameters, lr) -> optimiser')
         check_number('learning rate', lr, above=0)
         check_number('decay', decay, least=0, most=1)

@@ -7,7 +7,7 @@ __all__ = ['MOST', 'LARGEST', 'RunningMoments', 'own_rows', 'summed', 'joined', 
            'save_statistics', 'read_array', 'load_statistics', 'quantised', 'Inception', 'fetched', 'inception',
            'InceptionScore', 'inception_score', 'noise_rows', 'Draw', 'looked_at', 'embed', 'take_reference',
            'Yardstick', 'over_seeds', 'conditions', 'measure_samples', 'statement', 'class_accuracy',
-           'digit_classifier']
+           'digit_classifier', 'Clip', 'load_clip', 'clip_score']
 
 # %% ../nbs/32_evaluation.ipynb #429a5ee8
 import http.client, io, math, zipfile
@@ -26,8 +26,10 @@ from .files import digest, file_digest, read_weights, readable, whole
 from .metrics import (as_rows, check_features, check_images, check_moments, count_modes,
                              energy_distance, features_for, frechet_from_moments, modes_of, precision_recall)
 from .networks import device_of
+from .pipelines import of_diffusers, weights_in
 from .runs import OneProcess, progress as progress_bar
 from .samplers import calls_of, generate
+from .text import read_whole
 
 # %% ../nbs/32_evaluation.ipynb #4e45718f
 @dataclass
@@ -269,6 +271,7 @@ class Draw:
                  module:Callable,         # a student or a denoiser, with attribute `shape`
                  n_steps:int=18,          # Heun steps of a denoiser
                  n_classes:int|Classes|None=None, # classes that take turns; None: the network's, if any
+                 show:Callable|None=None, # samples -> what is measured, such as pictures of latents
                  **options:float,         # `sigma_min`, `sigma_max` and `rho` of a denoiser's sampler
                 ):
         for name in options:
@@ -280,7 +283,7 @@ class Draw:
         if n_classes is None: n_classes = known
         else: check_number('n_classes', n_classes, whole=True, least=1, most=known or math.inf)
         self.module, self.n_classes, self.nfe = module, n_classes, calls_of(module, n_steps)
-        self.options = options | dict(n_steps=n_steps)
+        self.options, self.show = options | dict(n_steps=n_steps), show or (lambda x: x)
 
 # %% ../nbs/32_evaluation.ipynb #989ee357
 @patch
@@ -303,7 +306,7 @@ def __call__(self:Draw,
              start:int=0, # number of the first
             )->torch.Tensor: # samples `(n, *dims)`, where the network computes
     z = noise_rows(n, self.module.shape, seed, start).to(device_of(self.module))
-    return generate(self.module, z, self.labels(n, start), batch=n, **self.options)
+    return self.show(generate(self.module, z, self.labels(n, start), batch=n, **self.options))
 
 # %% ../nbs/32_evaluation.ipynb #7b79d3cd
 def looked_at(x:torch.Tensor,    # samples `(n, *dims)`
@@ -487,7 +490,7 @@ def measure_samples(draw:Callable,   # `draw(n, seed, start)` -> samples from nu
     return over_seeds(rows) | dict(protocol=protocol | by.about | conditions(by.look, x))
 
 # %% ../nbs/32_evaluation.ipynb #49430e6c
-def statement(result:dict # of `measure_samples`
+def statement(result:dict # of `measure_samples`, `clip_score` or both
              )->str:
     "A result in words: its numbers, and the protocol in one sentence."
     p, numbers = result['protocol'], []
@@ -495,12 +498,14 @@ def statement(result:dict # of `measure_samples`
         if k == 'protocol': continue
         spread = '' if v['std'] is None else f" ± {v['std']:.2g}"
         numbers.append(f"{k} {v['mean']:.4g}{spread}")
-    drawn = f"{p['n']:,} samples a seed (seeds {', '.join(map(str, p['seeds']))})"
-    against, features = f"against {p['reference']}", f"features: {p['features']}"
-    if p['reference_size']: against += f" ({p['reference_size']:,})"
-    if p['weights_sha256']: features += f", weights {p['weights_sha256'][:8]}"
-    calls = [f"network calls a sample: {p['network_calls']}"] if p['network_calls'] else []
-    return '; '.join([', '.join(numbers), drawn, against, features, *calls, *p['warnings']])
+    said = [', '.join(numbers), f"{p['n']:,} samples a seed (seeds {', '.join(map(str, p['seeds']))})"]
+    if p.get('reference'):
+        size = f" ({p['reference_size']:,})" if p['reference_size'] else ''
+        weights = f", weights {p['weights_sha256'][:8]}" if p['weights_sha256'] else ''
+        said += [f"against {p['reference']}{size}", f"features: {p['features']}{weights}"]
+    if p.get('clip_sha256'): said.append(f"CLIP's weights {p['clip_sha256'][:8]}")
+    if p['network_calls']: said.append(f"network calls a sample: {p['network_calls']}")
+    return '; '.join([*said, *p.get('warnings', [])])
 
 # %% ../nbs/32_evaluation.ipynb #5955c6f7
 def class_accuracy(x:torch.Tensor,      # samples `(n, *dims)`
@@ -524,6 +529,57 @@ def digit_classifier()->Callable: # `(n, 1, 8, 8) -> (n,)`, classes
         check_that(x.shape[1:] == (1, 8, 8), 'digits', x, '(n, 1, 8, 8) (give a classifier of such samples)')
         return torch.from_numpy(machine.predict(x.detach().flatten(1).cpu().numpy()))
     return classify
+
+# %% ../nbs/32_evaluation.ipynb #c11b0002
+@dataclass
+class Clip:
+    "How well pictures show prompts, by CLIP (Radford et al. 2021; Hessel et al. 2021)."
+    network: torch.nn.Module # `CLIPModel` of transformers
+    processor: Any           # its `CLIPProcessor`
+    sha256: str              # of the file of its weights
+
+    @torch.no_grad()
+    def __call__(self,
+                 x:torch.Tensor,      # pictures `(n, 1 or 3, H, W)` in [-1, 1]
+                 texts:Sequence[str], # their prompts, n; what is longer than CLIP reads is cut
+                )->torch.Tensor:      # scores from 0 to 100, `(n,)`
+        check_that(len(texts) == len(x), 'texts', texts, f'{len(x)} prompts, one a picture')
+        given = self.processor(images=[*quantised(x).cpu()], text=[*texts], return_tensors='pt',
+                               padding=True, truncation=True)
+        seen = self.network(**given.to(device_of(self.network)))
+        return 100 * (seen.image_embeds * seen.text_embeds).sum(1).clamp(min=0).cpu()
+
+# %% ../nbs/32_evaluation.ipynb #c11b0003
+def load_clip(folder:str|Path, # of a `CLIPModel` and its processor, on this machine
+              device:torch.device|str='cpu', # where it computes
+             )->Clip:
+    "Read a CLIP, weights from safetensors alone."
+    folder = Path(folder)
+    tokenizer, processor = [read_whole(folder, name) for name in ('CLIPTokenizer', 'CLIPImageProcessor')]
+    network = read_whole(folder, 'CLIPModel', stem='model').to(device)
+    both = of_diffusers('CLIPProcessor', 'transformers')(processor, tokenizer)
+    return Clip(network, both, file_digest(weights_in(folder, 'model')))
+
+# %% ../nbs/32_evaluation.ipynb #c11b0004
+def clip_score(draw:Callable, # pictures by number in [-1, 1], such as a `Draw` with `show`
+               texts:Sequence[str], # the prompts that its labels number
+               clip:Clip,
+               n:int,         # samples a seed
+               seeds:Sequence[int]=(0,), # one sample each
+               batch:int=100, # pictures at a time
+               processes:OneProcess=OneProcess(), # those that share the work; each returns the same
+               progress:bool=True, # show a bar
+              )->dict:        # `{'clip_score': {per_seed, mean, std}, 'protocol': {...}}`
+    "The CLIP score of pictures and the prompts that they were drawn by."
+    def scores(n, start, seed):
+        asked = [texts[i] for i in draw.labels(n, start)]
+        return clip(draw(n, seed, start), asked)[:, None]
+    run = partial(embed, n=n, features=lambda s: s, batch=batch, processes=processes, silent=not progress)
+    seeds = check_seeds(seeds)
+    rows = [dict(clip_score=run(partial(scores, seed=seed), desc=f'CLIP, seed {seed}')[0].mean)
+            for seed in seeds]
+    protocol = dict(n=n, seeds=seeds, network_calls=getattr(draw, 'nfe', None), clip_sha256=clip.sha256)
+    return over_seeds(rows) | dict(protocol=protocol)
 
 # %% ../nbs/32_evaluation.ipynb #c0ca1132
 check_calls(globals())

@@ -10,6 +10,7 @@ __all__ = ['SOURCE', 'CONFIG', 'SECONDS', 'RESULT', 'METRIC', 'PLACES', 'REFERRE
 import fcntl, json, os
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -26,7 +27,7 @@ from .paths import ANY, MANIFEST, NUMBER, DegradationPath, read_manifest, snapsh
 from .pipelines import parts_in, read_parts
 from .runs import NonFinite, OneProcess, all_finite, load_weights
 from .samplers import generate, is_denoiser
-from .text import decode
+from .text import decode, read_part
 
 # %% ../nbs/41_folders.ipynb #ceb7164c
 class RunFolder:
@@ -254,14 +255,21 @@ def pipeline(self:RunFolder)->Path|None:
 
 # %% ../nbs/41_folders.ipynb #1b24bf1c
 @patch
+def viewer(self:RunFolder,
+           device:torch.device|str='cpu', # where latents are decoded
+          )->Callable: # samples `(n, *dims)` -> the same, or pictures `(n, 3, H, W)`
+    "Show samples as one looks at them: latents of a pipeline are decoded, few at a time."
+    if self.pipeline is None: return lambda x: x
+    return partial(decode, vae=read_part(self.pipeline, 'vae').to(device))
+
+@patch
 def pictures(self:RunFolder,
              module:nn.Module, # a network of the folder
              *asked:Any,       # what `generate` takes: how many, labels and seed
              **options:Any,    # the same
             )->torch.Tensor:   # on the CPU
-    "Samples of a network as one looks at them: latents of a pipeline, few at a time, are decoded."
-    if self.pipeline is None: return generate(module, *asked, **options)
-    return decode(generate(module, *asked, batch=8, **options).to(device_of(module)), self.pipeline).cpu()
+    "Samples of a network as one looks at them."
+    return self.viewer(device_of(module))(generate(module, *asked, **options))
 
 # %% ../nbs/41_folders.ipynb #3fec1887
 REFERRED = dict(file=str, parts={str: dict(size=int, sha256=str)})

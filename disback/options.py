@@ -33,10 +33,10 @@ RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n'
 class Checked:
     "Options that have ranges."
     def check(self)->None:
-        "Raise a `ValueError` for an option that is out of its range; None is in every range."
+        "Raise a `ValueError` for an option that is out of its range; None, and a path, is in every range."
         for name, value in vars(self).items():
             for v in value if isinstance(value, (tuple, list)) else (value,):
-                if v is not None and name in RANGES:
+                if name in RANGES and not isinstance(v, Path|None):
                     check_number(f"--{name.replace('_', '-')}", v, **RANGES[name])
 
 # %% ../nbs/40_options.ipynb #bfb83b35
@@ -179,6 +179,7 @@ class Import(FromRecipe):
     kind: Literal['vp', 'edm', 'consistency'] | None = None
     prompts: Path | None = None # for a text-to-image pipeline: file of text, a prompt a line, to train with
     sigma_data: float | None = None # for a text-to-image pipeline: root mean square of its latents; None: 1
+    bf16: bool = False          # for a text-to-image pipeline: keep its weights in bf16, to train with --lora
     data: str | None = None     # data that it was trained on, named as for pretrain; for evaluation
     size: int | None = None     # for a folder: side in pixels that images are resized to; None: as they are
     resume: bool = False        # go on with the import in the folder
@@ -276,6 +277,7 @@ class Sample(FromRecipe):
     n_steps: int = 18           # Heun steps of a teacher
     seed: int = 0               # of the noise
     resume: bool = False        # take what is in the folder, if it is finished, or draw again
+    compute: Compute = field(default_factory=Compute) # where to compute
 
 # %% ../nbs/40_options.ipynb #72d41063
 @dataclass(kw_only=True)
@@ -290,6 +292,9 @@ class Evaluate(FromRecipe):
     features: Literal['ours', 'inception'] = 'ours'
     reference: Path | None = None # statistics file (.npz) of real images, as EDM's; None: held-out data
     weights: Path | None = None # file of the Inception network; None: torch-fidelity's own download
+    clip: Path | None = None    # for text-to-image: folder of a CLIP, which compares pictures and prompts
+    prompts: Path | None = None # for text-to-image: other prompts to draw by, a line each; None: as trained
+    guidance: float = 1.        # of a teacher, for networks that also answer without a class
     which: Literal['last', 'best'] = 'last' # the student at the end of training, or the best on the way
     n_steps: int = 18           # Heun steps of a teacher
     compute: Compute = field(default_factory=Compute) # where and how to compute

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['slope', 'euler_step', 'heun_step', 'unit_noise', 'churn', 'sample_steps', 'sample', 'nfe', 'is_denoiser', 'calls_of',
-           'labels_for', 'generate']
+           'labels_for', 'in_parts', 'generate']
 
 # %% ../nbs/06_samplers.ipynb #2fb49903
 import inspect, math
@@ -161,13 +161,24 @@ def labels_for(network:Callable, # a network, with or without attribute `n_class
     classes = getattr(network, 'n_classes', None)
     return cond if cond is not None or classes is None else Labels(classes)
 
+# %% ../nbs/06_samplers.ipynb #06c11b01
+def in_parts(call:Callable, # of rows; answers with as many
+             most:int,      # rows a call, fewer of large samples: a call takes a million numbers
+             *rows:torch.Tensor|None, # `(n, ...)` each, the samples first
+            )->torch.Tensor: # `(n, ...)`
+    "Let many samples go through a network, as many at a time as fit."
+    size = max(1, min(most, 2**20 // max(1, rows[0][0].numel())))
+    cuts = range(0, len(rows[0]), size)
+    parts = [[None if r is None else r[i:i + size] for r in rows] for i in cuts]
+    return torch.cat([call(*part) for part in parts])
+
 # %% ../nbs/06_samplers.ipynb #d32bc622
 @torch.no_grad()
 def generate(module:Callable, # a student or a denoiser; a module computes where its weights are
              noise:torch.Tensor|int, # unit noise `(n, *dims)`; or how many samples, by `seed`
              cond:torch.Tensor|None=None, # labels `(n,)`; None: by seed those of `labels_for`, else none
              seed:int=0,      # of noise and labels, where they are drawn here
-             batch:int=500,   # samples a call
+             batch:int=500,   # samples a call, or as many as `in_parts` takes
              **options:Any,   # of `sample`, for a denoiser: `n_steps`, `sigma_min`, ...
             )->torch.Tensor:  # samples `(n, *dims)`, on the device of the noise
     "Samples by noise or by seed, from whatever makes them."
@@ -179,12 +190,12 @@ def generate(module:Callable, # a student or a denoiser; a module computes where
     check_samples(noise, getattr(module, 'shape', None), 'noise')
     check_counts(batch=batch)
     if cond is not None: cond = as_labels(cond, len(noise))
-    call, device, parts = module, device_of(module, noise.device), [noise[:0]]
+    if not len(noise): return noise
+    call, device = module, device_of(module, noise.device)
     if is_denoiser(module): call = lambda z, c: sample(module, z, cond=c, **options)
-    for i in range(0, len(noise), batch):
-        labels = None if cond is None else cond[i:i + batch].to(device)
-        parts.append(call(noise[i:i + batch].to(device), labels).to(noise.device))
-    return torch.cat(parts[1:] or parts)
+    def draw(z, labels):
+        return call(z.to(device), None if labels is None else labels.to(device)).to(noise.device)
+    return in_parts(draw, batch, noise, cond)
 
 # %% ../nbs/06_samplers.ipynb #c0ca1106
 check_calls(globals())

@@ -7,8 +7,8 @@ __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'sourc
            'quality', 'judge_of', 'curves', 'path_figure', 'new_network', 'identity', 'begun', 'pretrain', 'read_edm',
            'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'starting_level', 'beginners',
            'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack', 'trained', 'say_classes',
-           'classes_of', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'evaluate', 'data_to_meet',
-           'statistics', 'export_', 'do']
+           'classes_of', 'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'measured',
+           'evaluate', 'data_to_meet', 'statistics', 'export_', 'do']
 
 # %% ../nbs/43_stages.ipynb #e8c41c72
 import time
@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -28,12 +28,12 @@ from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, ful
 from .degradation import Degradation, EqualDrift, Every, pool_for
 from .edm import edm_network, load_edm
 from .engine import Engine
-from .evaluation import (Draw, class_accuracy, digit_classifier, embed, inception, load_statistics,
-                                measure_samples, save_statistics, statement)
+from .evaluation import (Draw, class_accuracy, clip_score, digit_classifier, embed, inception,
+                                load_clip, load_statistics, measure_samples, save_statistics, statement)
 from .files import digest, file_digest, save_state, write_json
 from .folders import RunFolder, load_path
 from .metrics import Judge, modes_of
-from .networks import Guided, OneStep, ResMLP, UNet, check_null, seeded
+from .networks import Guided, OneStep, ResMLP, UNet, check_null, device_of, seeded
 from .options import (Backtrack, Compute, Degrade, Evaluate, Export, Import, Options, Pretrain, Sample,
                              Statistics, kind_of, network_config)
 from .paths import MANIFEST, DegradationPath
@@ -292,13 +292,15 @@ def read_edm(file:Path, # official checkpoint, or weights alone
 def read_painter(folder:Path,       # of a text-to-image pipeline
                  prompts:Path|None, # file of text, a prompt a line
                  sigma_data:float|None, # root mean square of its latents; None: 1
+                 bf16:bool,         # keep its weights in bf16
                 )->nn.Module:       # a denoiser of latents, not training
     "Read a text-to-image pipeline, and encode the prompts that it will be asked."
     if prompts is None:
         raise ValueError(f"{folder} is a text-to-image pipeline, whose prompts are encoded once: name a file "
                          "of text, a prompt a line, by --prompts")
     encoded = encode_prompts(folder, read_texts(prompts), device=engine_of(Compute()).device)
-    return load_text_pipeline(folder, encoded, 1. if sigma_data is None else sigma_data)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return load_text_pipeline(folder, encoded, 1. if sigma_data is None else sigma_data, dtype)
 
 # %% ../nbs/43_stages.ipynb #5c430007
 def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a folder of diffusers
@@ -307,16 +309,17 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a
                  kind:str|None=None, # of diffusers: 'vp', 'edm', 'consistency'; None: as the scheduler says
                  prompts:Path|None=None, # of a text-to-image pipeline: file of text, a prompt a line
                  sigma_data:float|None=None, # of that: root mean square of its latents; None: 1
+                 bf16:bool=False, # of that: keep its weights in bf16, for adapters to correct
                 )->nn.Module:     # a denoiser, not training
     "Read somebody's checkpoint."
     file = Path(file)
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: give an official checkpoint, "
                                 "a file of weights or a folder of diffusers")
-    if is_pipeline(file): module = read_painter(file, prompts, sigma_data)
-    elif (prompts, sigma_data) != (None, None):
-        raise ValueError(f"--prompts and --sigma-data are for text-to-image pipelines, and {file} is none: "
-                         "leave them out")
+    if is_pipeline(file): module = read_painter(file, prompts, sigma_data, bf16)
+    elif (prompts, sigma_data, bf16) != (None, None, False):
+        raise ValueError(f"--prompts, --sigma-data and --bf16 are for text-to-image pipelines, and {file} is "
+                         "none: leave them out")
     elif file.is_dir(): module = load_pipeline(file, kind)
     else: module = read_edm(file, key, network_config(network))
     if all(v.isfinite().all() for v in module.state_dict().values()): return module
@@ -347,7 +350,7 @@ def import_(options:Import
            )->dict: # what it is: `network`, `family`, `parameters`, `classes`
     "Make a run folder of somebody's checkpoint, as pretrain writes it, and execute nothing in it."
     options.check()
-    given = options.key, options.network, options.kind, options.prompts, options.sigma_data
+    given = options.key, options.network, options.kind, options.prompts, options.sigma_data, options.bf16
     module = read_teacher(options.file, *given)
     source = name_classes(module, options)
     read = dict(file=module, prompts=options.prompts)
@@ -538,20 +541,24 @@ def classes_of(module:nn.Module, # a network
                      "leave it out for all")
 
 # %% ../nbs/43_stages.ipynb #f01d0ffb
+def check_prompts(run:RunFolder, # of a network
+                  **given:Any,   # options that only a network with prompts has
+                 )->None:
+    "Raise if options of text-to-image are given for another network."
+    for name, value in given.items():
+        if value is not None and run.pipeline is None:
+            raise ValueError(f"--{name} is for text-to-image, and {run.path} holds a network without "
+                             "prompts: leave it out")
+
 def asked(module:nn.Module, # a student or a teacher
           run:RunFolder,    # its folder
-          options:Sample,
-         )->tuple[nn.Module,tuple[str,...]]: # the same, asked as options say, and its prompts, if it has such
+          prompts:Sequence[str]|None, # new ones; None: those that it was trained on
+          guidance:float,   # of a teacher
+         )->nn.Module:      # the same, asked so; its classes are called as the prompts
     "Let a network be asked by new prompts, and a teacher be guided."
-    if options.prompts is not None:
-        if run.pipeline is None:
-            raise ValueError(f"--prompts are for text-to-image, and {run.path} holds a network without "
-                             "prompts: leave them out")
-        ask_by(module, encode_prompts(run.pipeline, options.prompts))
-    texts = module.n_classes.names if run.pipeline else ()
-    few = texts[:10] if options.prompts is None and options.classes is None else texts
-    if options.guidance == 1: return module, few
-    if is_denoiser(module): return Guided(module, options.guidance), few
+    if prompts is not None: ask_by(module, encode_prompts(run.pipeline, prompts))
+    if guidance == 1: return module
+    if is_denoiser(module): return Guided(module, guidance)
     raise ValueError("--guidance is of a teacher, which is guided as it draws; a student has learnt that of "
                      "its target: leave it out")
 
@@ -562,7 +569,10 @@ def sample(options:Sample
     options.check()
     module, run, _ = trained(options.run, options.which)
     drawn_by = dict(run=identity(module))
-    module, texts = asked(module, run, options)
+    check_prompts(run, prompts=options.prompts)
+    module = engine_of(options.compute).place(asked(module, run, options.prompts, options.guidance))
+    texts = module.n_classes.names if run.pipeline else ()
+    if options.prompts is None and options.classes is None: texts = texts[:10]
     classes, n, cond = classes_of(module, options.classes, len(texts)), options.n, None
     if classes:    # as many of each
         cond = torch.tensor(classes).repeat_interleave(-(-n // len(classes)))
@@ -625,28 +635,45 @@ def more_of(draw:Draw, # samples by number
     return dict(class_accuracy=round(class_accuracy(drawn, draw.labels(n), classify), 4),
                 class_accuracy_real=round(class_accuracy(*digits('test'), classify), 4))
 
+# %% ../nbs/43_stages.ipynb #43c11b01
+def measured(draw:Draw,        # samples by number
+             against:Path|Data|None, # statistics file, or data; None: nothing to compare with
+             options:Evaluate,
+             engine:Engine,    # where to compute
+            )->dict:           # as `measure_samples` returns it
+    "Measure samples against a reference, and by CLIP against their prompts, as far as there are such."
+    counted, device, result = (options.n, options.seeds), device_of(draw.module), {}
+    if against is not None:
+        features = inception(options.weights, device) if options.features == 'inception' else None
+        result = measure_samples(draw, against, *counted, features=features, processes=engine.processes)
+    if options.clip is None: return result
+    texts, clip = draw.n_classes.names, load_clip(options.clip, device)
+    seen = clip_score(draw, texts, clip, *counted, processes=engine.processes)
+    return seen | result | dict(protocol=seen['protocol'] | result.get('protocol', {}))
+
 # %% ../nbs/43_stages.ipynb #de702824
 def evaluate(options:Evaluate
             )->dict: # `{measure: number}`
-    "Measure samples of a finished run against held-out ones, or a file of statistics."
+    "Measure samples of a finished run against held-out ones, a file of statistics, or their prompts."
     options.check()
     module, folder, drawn_by = trained(options.run, options.which)
+    check_prompts(folder, clip=options.clip, prompts=options.prompts)
     data, engine = data_to_meet(options, folder), engine_of(options.compute)
-    fid, folder.processes = options.features == 'inception', engine.processes
+    module = asked(module, folder, options.prompts and read_texts(options.prompts), options.guidance)
+    folder.processes = engine.processes
     folder.hold()
-    draw = Draw(engine.place(module), options.n_steps, n_classes=getattr(module, 'n_classes', None))
-    features = inception(options.weights, engine.device_for(module)) if fid else None
-    result = measure_samples(draw, options.reference or data, options.n, options.seeds, features=features,
-                             processes=engine.processes)
+    show = folder.viewer(engine.device_for(module))
+    draw = Draw(engine.place(module), options.n_steps, show=show)
+    result = measured(draw, options.reference or data, options, engine)
     found = {k: v for k, v in result.items() if k != 'protocol'}
     row = dict(nfe=draw.nfe) | {k: round(v['mean'], 4) for k, v in found.items()}
     if len(options.seeds) > 1: row |= {f'{k} (deviation)': round(v['std'], 4) for k, v in found.items()}
     if data is not None: row |= more_of(draw, data, options.n, options.seeds[0])
-    if folder.writes:
-        name = f"evaluation{'-fid' * fid}{'-best' * (options.which == 'best')}.json"
-        write_json(folder/name, row | dict(result=result))
-        say_classes(module)
-        print(Table.of({drawn_by: row}), statement(result), sep='\n\n')
+    if not folder.writes: return row
+    fid, best = options.features == 'inception', options.which == 'best'
+    write_json(folder/f"evaluation{'-fid' * fid}{'-best' * best}.json", row | dict(result=result))
+    if folder.pipeline is None: say_classes(module)
+    print(Table.of({drawn_by: row}), statement(result), sep='\n\n')
     return row
 
 # %% ../nbs/43_stages.ipynb #5c430006
@@ -658,7 +685,7 @@ def data_to_meet(options:Evaluate,
     if options.reference is not None and not known and options.data is None: return None
     source = allowed(folder, options.data, options.skip_broken_images)
     if source is not None: return load_data(**source)
-    if options.reference is not None: return None
+    if options.reference is not None or options.clip is not None: return None
     raise ValueError(f"{options.run} does not say what data its network was trained on: "
                      "name them by --data, or give a statistics file by --reference")
 

@@ -194,8 +194,10 @@ class PathStepper(Board):
                  cond:Callable|None=None,       # `(n, generator) -> labels`; None: even, if there are classes
                  n:int|None=None,               # samples; None: 600 points or 25 images
                  n_steps:int=18,                # Heun steps of a node
+                 viewer:Callable|None=None,     # samples -> what is looked at, such as pictures of latents
                 ):
         super().__init__()
+        self.viewer = viewer or (lambda x: x)
         self.student, self.n_steps, self.samples = student, n_steps, lru_cache(None)(self.sample_node)
         self.last = 0 if student is None else 'student'    # what is drawn last
         with self.minding():
@@ -239,7 +241,7 @@ def plot(self:PathStepper, fig:Figure, node:int, sigma:int)->None: # a state
     axes = fig.subplot_mosaic(panels, height_ratios=(3, 1))
     for title, (of, color) in shown.items():
         for x in self.real: show_samples(x, axes[title], None, COLORS['data'], lim)
-        show_samples(self.samples(of), axes[title], title, color, lim)
+        show_samples(self.viewer(self.samples(of)), axes[title], title, color, lim)
     denoiser, sigma = self.path.denoiser(node), self.sigmas[sigma]
     if lim: show_score(denoiser, sigma, lim, axes['score'], self.colors[node], cond=self.cond)
     else: self.plot_denoised(axes['score'], denoiser, sigma)
@@ -259,7 +261,7 @@ def plot_denoised(self:PathStepper,
     x = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(stream(0, 'noise')))
     cond = None if self.cond is None else self.cond[:8]
     denoised = denoiser(x, torch.full((len(x),), sigma), cond)
-    show_images(torch.cat([x, denoised]), ax, f'noised, σ = {sigma:.2g}; denoised', len(x))
+    show_images(self.viewer(torch.cat([x, denoised])), ax, f'noised, σ = {sigma:.2g}; denoised', len(x))
 
 @patch
 def plot_drift(self:PathStepper, ax:Axes, node:int)->None: # a place on the path
@@ -674,7 +676,9 @@ def pages_of(run:RunFolder, # any
     moment = lambda step: partial(as_png, (9., 3.4), partial(plot_moment, run, step))
     yield 'samples over training', {str(step): moment(step) for step in run.samples}
     if run.result and (run/MANIFEST).is_file():
-        stepper = PathStepper(run.path, run.network('student', student and clone(student)))
+        few = None if run.pipeline is None else 4
+        student = run.network('student', student and clone(student))
+        stepper = PathStepper(run.path, student, n=few, viewer=run.viewer())
         node = lambda i: partial(stepper.frame, **stepper.state | dict(node=i))
         yield 'nodes', {f'node {n.index}': node(i) for i, n in enumerate(stepper.path)}
 

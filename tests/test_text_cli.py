@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.figure
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -23,8 +24,10 @@ tiny_pipelines = importlib.import_module("tiny_pipelines")
 from disback import stages  # noqa: E402
 from disback.adapters import name_of  # noqa: E402
 from disback.cli import main  # noqa: E402
+from disback.evaluation import Draw, load_clip  # noqa: E402
 from disback.files import file_digest, load_state  # noqa: E402
 from disback.folders import RunFolder, load_path, load_teacher  # noqa: E402
+from disback.widgets import Gallery, PathStepper  # noqa: E402
 
 RECORD = ["--n-steps", 4, "--nodes", 3, "--batch", 2, "--none", 0.1]
 WALK = ["--n-steps", 6, "--batch", 2, "--eval-every", 3, "--eval-n", 2, "--guidance", 7.5, "--none", 0.1]
@@ -131,6 +134,54 @@ def test_new_prompts_are_drawn_as_pictures(chain):
     assert load_state(chain / "Y" / "samples.safetensors")["prompts"] == ["a dog", "a cat on a mat"]
 
 
+def test_a_teacher_in_bf16(chain, tmp_path, capfd):
+    """Half the memory, for adapters; what it is called stays when it is read again."""
+    prompts = chain / "prompts.txt"
+    disback("import", chain / "sd", "--prompts", prompts, "--bf16", "--out", tmp_path / "T")
+    teacher = load_teacher(tmp_path / "T")
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    record = ["degrade", "--teacher", tmp_path / "T", *RECORD]
+    assert "of half precision" in refused(capfd, *record, "--out", tmp_path / "P")
+    disback(*record, "--lora", 4, "--out", tmp_path / "P")
+    disback("backtrack", "--path", tmp_path / "P", *WALK, "--out", tmp_path / "S")
+    student = RunFolder(tmp_path / "S").network("student")
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    assert name_of(student.denoiser.base) == name_of(teacher)
+
+
+def test_pictures_are_measured(chain, tmp_path, capfd):
+    """By CLIP, and, decoded, against the statistics of pictures."""
+    tiny_pipelines.clip(tmp_path / "clip")
+    (tmp_path / "prompts.txt").write_text("a house\n")
+    by = ["--n", 4, "--seeds", 0, 1, "--clip", tmp_path / "clip"]
+    disback("evaluate", "--run", chain / "S", *by)
+    result = json.loads((chain / "S" / "evaluation.json").read_text())["result"]
+    folder = RunFolder(chain / "S")
+    draw = Draw(folder.network("student"), show=folder.viewer())
+    clip, texts = load_clip(tmp_path / "clip"), ["a dog", "a cat on a mat"] * 2
+    seen = [clip(draw(4, seed), texts).double().mean().item() for seed in (0, 1)]
+    torch.testing.assert_close(result["clip_score"]["per_seed"], seen, rtol=1e-4, atol=1e-4)
+    assert result["protocol"]["clip_sha256"] == file_digest(tmp_path / "clip" / "model.safetensors")
+
+    disback("evaluate", "--run", chain / "S", *by, "--prompts", tmp_path / "prompts.txt")
+    other = json.loads((chain / "S" / "evaluation.json").read_text())["result"]["clip_score"]
+    assert other != result["clip_score"]
+    guided = ["evaluate", "--run", chain / "T", "--n-steps", 2, *by]
+    disback(*guided, "--guidance", 3)
+    assert "a student has learnt" in refused(capfd, "evaluate", "--run", chain / "S", *by, "--guidance", 3)
+    assert "does not say what data" in refused(capfd, "evaluate", "--run", chain / "S", "--n", 4)
+
+
+def test_nodes_are_looked_at_as_pictures(chain):
+    gallery = Gallery(chain / "P")
+    assert gallery.words.value == ""
+    stepper = PathStepper(chain / "P", n=2, n_steps=2, viewer=RunFolder(chain / "P").viewer())
+    fig = Figure()
+    stepper.plot(fig, 2, 3)
+    shown = [ax.images[0].get_array().shape for ax in fig.axes if ax.images]
+    assert len(shown) == 3 and all(shape[2] == 3 for shape in shown)
+
+
 @pytest.mark.parametrize("form", ["pipeline", "unet", "lora"])
 def test_an_exported_student_draws_the_same(chain, form):
     out = chain / "exported" / form
@@ -213,8 +264,9 @@ def test_points_take_the_same_options(tmp_path, capfd, monkeypatch):
     assert "without prompts" in refused(capfd, "sample", "--run", "S", "--prompts", "a dog")
     assert "time steps" in refused(capfd, "degrade", "--teacher", "T", "--timestep", 3, "--out", "x")
     assert "text-to-image" in refused(capfd, "export", "--run", "S", "--out", "x")
+    assert "--clip is for text" in refused(capfd, "evaluate", "--run", "S", "--clip", "x")
     said = ["import", "T/teacher.safetensors", "--prompts", "p.txt", "--out", "x"]
-    assert "--prompts and --sigma-data are for" in refused(capfd, *said)
+    assert "--prompts, --sigma-data and --bf16 are for" in refused(capfd, *said)
     assert not Path("x").exists()
     Path("T").rename("elsewhere")
     assert "put it back where it was" in refused(capfd, "sample", "--run", "S", "--out", "y")

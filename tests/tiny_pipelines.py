@@ -52,6 +52,19 @@ def text_encoder(projected=False):
         return getattr(transformers, name)(config).eval()
 
 
+def clip(folder):
+    """Write a CLIP of pictures and texts, as `Clip` reads it."""
+    text = text_encoder().config.to_dict()
+    vision = dict(hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4)
+    vision |= dict(image_size=30, patch_size=10)
+    with seeded(7):
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
+        transformers.CLIPModel(config).save_pretrained(folder)
+    sizes = dict(size=dict(shortest_edge=30), crop_size=dict(height=30, width=30))
+    transformers.CLIPImageProcessor(**sizes).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
 def vae(scaling_factor):
     with seeded(3):
         return diffusers.AutoencoderKL(
