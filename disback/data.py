@@ -429,7 +429,7 @@ def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/x,y/...
         check_that(value in (None, has), what, value, f'{has}, as {in_short(name)} has it, or left out')
     if fingerprint in (None, data.fingerprint): return data
     raise ValueError(f"{printable(name)} holds other data than before (fingerprint {data.fingerprint[:8]}, "
-                     f"expected {in_short(fingerprint)[:9]}): restore them, or start anew with these")
+                     f"expected {printable(fingerprint)[:8]}): restore them, or start anew with these")
 
 # %% ../nbs/03_data.ipynb #e47735c3
 def full_name(name:str|Path, # a name as `load_data` takes it

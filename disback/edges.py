@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'PREDICTIONS', 'LEVELS', 'READINGS', 'Schedule', 'Wrapped', 'as_denoiser', 'moved', 'Checked',
-           'doubts_of', 'check_denoiser']
+           'doubts_of', 'frames_of', 'check_denoiser']
 
 # %% ../nbs/18_edges.ipynb #18ed0003
 import math
@@ -121,6 +121,7 @@ class Checked(NamedTuple):
     levels: list[dict]   # error at each noise level, beside those of the two simple answers
     readings: dict       # `{reading: error}` over all levels, in units of the better simple answer
     doubts: list[str]    # what seems wrong, a sentence each; empty: it behaves like a denoiser
+    frames: dict         # a few samples to look at, `{title: (n, *dims)}`
 
     @property
     def good(self)->bool: return not self.doubts
@@ -152,6 +153,16 @@ def doubts_of(denoiser:nn.Module,
                     f"these samples is {size:.3g}: are they scaled as it wants them, latents or pictures?")
     return said
 
+# %% ../nbs/18_edges.ipynb #18ed001b
+def frames_of(ask:Callable, # `(x, sigma, labels)`
+              x0:torch.Tensor, noise:torch.Tensor, # samples and their unit noise `(n, *dims)`
+              sigma:float,     # noise level, data units
+              labels:torch.Tensor|None, # `(n,)`
+             )->dict:          # `{title: (36, *dims)}`
+    "A few samples, noised and denoised."
+    x0, x, y = x0[:36], (x0 + sigma * noise)[:36], None if labels is None else labels[:36]
+    return {'clean': x0.cpu(), f'noised, σ = {sigma:.2g}': x.cpu(), 'denoised': ask(x, sigma, y).cpu()}
+
 # %% ../nbs/18_edges.ipynb #18ed0014
 @torch.no_grad()
 def check_denoiser(denoiser:nn.Module, # `D(x, sigma, cond=None)` with attributes `shape` and `sigma_data`
@@ -178,7 +189,8 @@ def check_denoiser(denoiser:nn.Module, # `D(x, sigma, cond=None)` with attribute
     mean = {name: sum(v / w for v, w in zip(row, simple)) / len(row) for name, row in found.items()}
     levels = [{'noise level': sigma, 'error': v, 'of x itself': sigma, 'of a blank': spread}
               for sigma, v in zip(sigmas, found['as given'])]
-    return Checked(levels, mean, doubts_of(denoiser, levels, mean, x0))
+    frames = frames_of(ask, x0, noise, spread, labels)
+    return Checked(levels, mean, doubts_of(denoiser, levels, mean, x0), frames)
 
 # %% ../nbs/18_edges.ipynb #18ed0019
 check_calls(globals())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANGES', 'FREE', 'STAGES', 'COMMANDS', 'Checked', 'in_words', 'from_table', 'Options', 'kind_of', 'Compute',
            'FromRecipe', 'Stage', 'network_config', 'Pretrain', 'Import', 'Degrade', 'Backtrack', 'Sample', 'Evaluate',
-           'Statistics', 'Export', 'Demo', 'Run', 'Compare', 'Lab']
+           'Check', 'Statistics', 'Export', 'Demo', 'Run', 'Compare', 'Lab']
 
 # %% ../nbs/40_options.ipynb #24ff0530
 import json
@@ -308,6 +308,17 @@ class Evaluate(FromRecipe):
         if self.reference is not None and self.features == 'ours':
             raise ValueError("--reference has statistics of the Inception network: add --features inception")
 
+# %% ../nbs/40_options.ipynb #40c0ed01
+@dataclass(kw_only=True)
+class Check(Options):
+    "Find out whether a teacher behaves like a denoiser of its data, before anything is distilled."
+    teacher: Positional[Path]   # run folder of `pretrain` or `import`
+    data: str | None = None     # its data, named as for pretrain; None: those that the folder names
+    skip_broken_images: int = 0 # of the data: leave out up to so many that cannot be read, and say so
+    n: int = 256                # samples to ask it about
+    seed: int = 0               # of the samples and their noise
+    compute: Compute = field(default_factory=Compute) # where to compute
+
 # %% ../nbs/40_options.ipynb #31a3e9a3
 @dataclass(kw_only=True)
 class Statistics(Options):
@@ -399,7 +410,7 @@ class Lab(Options):
     browser: bool = True            # whether to open a browser
 
 # %% ../nbs/40_options.ipynb #d0c14e45
-_ALL = Demo, Run, *STAGES.values(), Export, Statistics, Compare, Lab
+_ALL = Demo, Run, *STAGES.values(), Check, Export, Statistics, Compare, Lab
 COMMANDS = {cls.__name__.lower(): cls for cls in _ALL}
 
 # %% ../nbs/40_options.ipynb #c0ca1140

@@ -8,7 +8,7 @@ __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'sourc
            'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'starting_level', 'beginners',
            'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack', 'trained', 'say_classes',
            'classes_of', 'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'measured',
-           'evaluate', 'data_to_meet', 'statistics', 'export_', 'do']
+           'evaluate', 'data_to_meet', 'check', 'statistics', 'export_', 'do']
 
 # %% ../nbs/43_stages.ipynb #e8c41c72
 import time
@@ -26,6 +26,7 @@ from .core import Table, check_calls, check_counts, printable, stream
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
+from .edges import check_denoiser
 from .edm import edm_network, load_edm
 from .engine import Engine
 from .evaluation import (Draw, class_accuracy, clip_score, digit_classifier, embed, inception,
@@ -34,8 +35,8 @@ from .files import digest, file_digest, save_state, write_json
 from .folders import RunFolder, load_path
 from .metrics import Judge, modes_of
 from .networks import Guided, OneStep, ResMLP, UNet, check_null, device_of, seeded
-from .options import (Backtrack, Compute, Degrade, Evaluate, Export, Import, Options, Pretrain, Sample,
-                             Statistics, kind_of, network_config)
+from .options import (Backtrack, Check, Compute, Degrade, Evaluate, Export, Import, Options, Pretrain,
+                             Sample, Statistics, kind_of, network_config)
 from .paths import MANIFEST, DegradationPath
 from .pipelines import load_pipeline, weights_in
 from .plots import COLORS, filmstrip, node_colors, show_curve, show_images
@@ -689,6 +690,32 @@ def data_to_meet(options:Evaluate,
     raise ValueError(f"{options.run} does not say what data its network was trained on: "
                      "name them by --data, or give a statistics file by --reference")
 
+# %% ../nbs/43_stages.ipynb #43c0ed02
+def check(options:Check
+         )->dict: # `error`, in units of a simple answer's, and `figure`
+    "Find out whether a teacher behaves like a denoiser of its data, before anything is distilled."
+    options.check()
+    module, folder, name = trained(options.teacher)
+    if name != 'teacher': raise ValueError(f"{options.teacher} holds a student: check its teacher")
+    n_classes, engine, source = getattr(module, 'n_classes', None), engine_of(options.compute), folder.source
+    if options.data is not None:    # others than it was trained on may be meant
+        size = (None, None) if bundled(options.data) else (module.shape[-1], module.shape[0])
+        source = source_of(options.data, bool(n_classes), *size, options.skip_broken_images)
+    elif source is None: raise ValueError(f"{options.teacher} does not say what its data are: give --data")
+    else: source = allowed(folder, None, options.skip_broken_images)
+    g, sampler = torch.Generator().manual_seed(stream(options.seed, 'samples')), load_data(**source).sample
+    x, *labels = (drawn,) if isinstance(drawn := sampler(options.n, g), torch.Tensor) else drawn
+    folder.hold()
+    device = engine.device_for(module)
+    asked = x.to(device), *[y.to(device) for y in labels if n_classes]
+    found = check_denoiser(engine.place(module), *asked, seed=options.seed)
+    folder.figure('check.png', filmstrip([*found.frames.values()], [*found.frames], width=3))
+    say_classes(module)
+    print(found)
+    if found.good: return dict(error=round(found.readings['as given'], 4), figure='figures/check.png')
+    raise ValueError(f"{options.teacher} does not behave like a denoiser of these samples: see above, and "
+                     "figures/check.png in it")
+
 # %% ../nbs/43_stages.ipynb #5a83a6ae
 def statistics(options:Statistics
               )->dict: # number of `images` and `features`
@@ -723,7 +750,7 @@ def export_(options:Export
 
 # %% ../nbs/43_stages.ipynb #615bc62a
 STAGES = {Pretrain: pretrain, Import: import_, Degrade: degrade, Backtrack: backtrack, Sample: sample,
-          Evaluate: evaluate, Statistics: statistics, Export: export_}
+          Evaluate: evaluate, Statistics: statistics, Export: export_, Check: check}
 
 def do(options:Options # of one stage
       )->dict:         # its result
