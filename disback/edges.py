@@ -49,7 +49,8 @@ def time(self:Schedule,
 def ends(self:Schedule)->tuple[float, float]: # may be infinite at the end of pure noise
     "The smallest and the largest noise level."
     t = torch.tensor([self.first, self.last], dtype=torch.double)
-    return tuple((self.sigma(t) / self.alpha(t).clamp_min(1e-300)).tolist())
+    alpha = self.alpha(t)
+    return tuple((self.sigma(t) / alpha.where(alpha > 1e-12, 0.)).tolist())
 
 # %% ../nbs/18_edges.ipynb #18ed000b
 PREDICTIONS = dict(noise=lambda a, s: (torch.ones_like(a), -s / a),
