@@ -190,10 +190,10 @@ def backtracking_passes(n_steps:int=_default.n_steps, # steps of the student
                         through:bool=False, # whether the loss is differentiated through fake and target (SiD)
                         own:bool=False,     # whether the fake score has noise draws of its own
                         guided:int=0,       # steps with a guided target
-                        checkpoint:bool=False, # whether blocks are computed anew on the way back
-                       )->int:
+                        back:float=2,       # passes that going back takes; 3 if blocks are computed anew
+                       )->float:
     "Forward passes of a batch that stage 2 costs."
-    each = 7 + 2 * through + own + 4 * (ratio - 1) + checkpoint * (1 + ratio + through)
+    each = 3 + 2 * back + own + (2 + back) * (ratio - 1) + through * max(2, back)
     return n_steps * each + guided * (1 + through)
 
 # %% ../nbs/24_backtracking.ipynb #8cb86ffa
@@ -261,10 +261,10 @@ def enlist(self:Backtracking,
 
 # %% ../nbs/24_backtracking.ipynb #715bdd03
 @patch_property
-def passes(self:Backtracking)->int: # forward passes of a batch; of the whole run
+def passes(self:Backtracking)->float: # forward passes of a batch; of the whole run
     guided = self.walk.guided + len(self) * any(scale != 1 for scale in self.walk.scales)
     return backtracking_passes(self.n_steps, self.ratio, self.through, self.fake_noise is not None, guided,
-                               self.engine.checkpoint)
+                               2 + self.engine.checkpoint)
 
 # %% ../nbs/24_backtracking.ipynb #404b4b54
 def check_arguments(student:nn.Module, # of one shape with all denoisers

@@ -47,7 +47,7 @@ def plan_of(recipe:'Recipe', # with a network
            )->str:
     "The plan of a recipe, with these options in place of its own."
     import torch
-    from disback.recipes import holds, plan, plan_text, probe
+    from disback.recipes import holds, memory_of, plan, plan_text, probe
     from disback.stages import engine_of
     options.check()
     network, compute = recipe.build('meta'), options.compute or recipe.compute
@@ -59,7 +59,7 @@ def plan_of(recipe:'Recipe', # with a network
         if engine.device == 'cuda': name = torch.cuda.get_device_name()
         seconds[name] = probe(network, 1 if engine.device == 'cpu' else 8, engine)
     p = plan(network, first, replace(second, compute=compute), last, recipe.processes, seconds)
-    return plan_text(p, f"{recipe.title} (recipe {recipe.name})")
+    return plan_text(p, f"{recipe.title} (recipe {recipe.name})", memory_of(devices[-1]))
 
 # %% ../nbs/46_cli.ipynb #12ae5f43
 def do_in(folder:'RunFolder', # of a command that chains stages
@@ -185,6 +185,7 @@ def check_teacher(options:Run,
     from disback.data import load_data
     from disback.folders import RunFolder
     from disback.stages import allowed, new_network, read_teacher
+    from disback.text import is_pipeline
     if options.teacher is None:
         if not recipe.trains:
             raise ValueError(f"recipe {recipe.name} starts from a checkpoint: name it by --teacher")
@@ -192,15 +193,17 @@ def check_teacher(options:Run,
         data = load_data(train.data, train.labels, train.size, train.channels,
                          skip_broken=train.skip_broken_images)
         new_network(data.shape, data.n_classes, train.network)
-    elif RunFolder(options.teacher).begun:
-        there = RunFolder(options.teacher).finished('pretrain', 'import', option='--teacher')
-        if options.reference is None: allowed(there, options.data)
-    elif options.data is None and options.reference is None:
-        raise ValueError("nothing says what the student shall be measured against: give --reference, a "
-                         f"statistics file, or name the --data that {options.teacher} was trained on")
     else:
+        there, known = RunFolder(options.teacher), options.reference or options.data
+        if there.begun:
+            there.finished('pretrain', 'import', option='--teacher')
+            if options.reference is None: known = allowed(there, options.data)
+        if not (known or there.pipeline or is_pipeline(options.teacher)):    # pictures can be looked at
+            raise ValueError("nothing says what the student shall be measured against: give --reference, a "
+                             f"statistics file, or name the --data that {options.teacher} was trained on")
         bring = recipe.stages['import']
-        read_teacher(options.teacher, bring.key, bring.network, bring.kind, bring.prompts, bring.sigma_data)
+        given = bring.key, bring.network, bring.kind, bring.prompts, bring.sigma_data
+        if not there.begun: read_teacher(options.teacher, *given)
 
 # %% ../nbs/46_cli.ipynb #5c46000a
 def check_files(options:Run # of a recipe's run
@@ -249,15 +252,16 @@ def run_report(options:Run,
                teacher:Path, # run folder
                judged:dict,  # `reference`, `weights` and `data`, if they were given
               )->dict:       # rows of what was measured
-    "Draw from teacher and student, and measure them."
+    "Draw from teacher and student, and measure them, if they can be."
+    from disback.folders import RunFolder
     from disback.stages import do
     if 'reference' in judged: judged = judged | dict(features='inception')
-    rows = {}
+    rows, unknown = {}, not judged and RunFolder(teacher).pipeline    # there is nothing to measure against
     for name, where in dict(teacher=teacher, student=folder/'student').items():
         which = dict(which='last') if name == 'teacher' else {}
         draw = replace(recipe.stages['sample'], run=where, seed=options.seed, **which)
         if folder.writes: do_in(folder, f'{name}-samples', draw)
-        if name == 'teacher' and not options.measure_teacher: continue
+        if unknown or name == 'teacher' and not options.measure_teacher: continue
         measure = replace(recipe.stages['evaluate'], run=where, compute=options.compute, **judged, **which)
         rows[name] = do(measure)
     return rows

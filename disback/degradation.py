@@ -170,13 +170,13 @@ def degradation_passes(n_steps:int=_default.n_steps, # arguments of `Degradation
                        pool:int|None=4096,  # student samples drawn once
                        keep:Every|EqualDrift=EqualDrift(), # which steps are candidates
                        n_probe:int=128,     # samples of the probe
-                       checkpoint:bool=False, # whether blocks are computed anew on the way back
+                       back:float=2, # passes that going back takes; 3 if blocks are computed anew
                       )->float:
     "Forward passes of a batch that stage 1 costs."
     check_number('n_steps', n_steps, whole=True, least=1, most=10**7)
     looks = sum(keep.wants(s) or s == n_steps for s in range(n_steps + 1))
     samples = n_steps if pool is None else pool / batch
-    return (3 + checkpoint) * n_steps + samples + looks * n_probe / batch
+    return (1 + back) * n_steps + samples + looks * n_probe / batch
 
 # %% ../nbs/22_degradation.ipynb #7dcd5642
 def pool_for(n_steps:int, # of a recording
@@ -228,7 +228,7 @@ class Degradation(Training):
                          pool=pool, noise=noise, n_probe=n_probe, optimizer=optimizer)
         check_shape(student.shape, teacher)
         self.scale(teacher, noise)
-        self.passes = degradation_passes(n_steps, batch, pool, keep, n_probe, self.engine.checkpoint)
+        self.passes = degradation_passes(n_steps, batch, pool, keep, n_probe, 2 + self.engine.checkpoint)
         self.ask(student if in_place else clone(student, trainable=False), n_probe, pool)
         self.degraded = teacher if in_place else clone(teacher).eval()
         self.candidates = Candidates(keep, folder, self.processes)

@@ -4,17 +4,22 @@
 
 # %% auto #0
 __all__ = ['OPEN', 'read_toml', 'as_args', 'read_table', 'first_sentence', 'Recipe', 'load_recipe', 'check_network',
-           'n_parameters', 'some_labels', 'saved_bytes', 'with_values', 'probe', 'holds', 'Plan', 'stage_costs',
-           'adapted', 'plan', 'size', 'hours', 'plan_text']
+           'n_parameters', 'some_labels', 'Counted', 'step_of', 'with_values', 'probe', 'holds', 'Plan', 'stage_costs',
+           'adapted', 'plan', 'size', 'hours', 'memory_of', 'plan_text']
 
 # %% ../nbs/42_recipes.ipynb #2767e3be
-import copy, io, json, os, statistics, time
+import copy, io, json, os, statistics, time, weakref
 from contextlib import redirect_stderr
 from dataclasses import MISSING, dataclass, fields
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, Iterator
+from unittest.mock import patch
 import torch, tyro
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 from .adapters import Adapted
 from .backtracking import backtracking_passes
 from .core import Table, check_calls, check_choice, check_counts, check_number, check_regular
@@ -143,31 +148,77 @@ def n_parameters(module:torch.nn.Module)->int: # any module
 
 # %% ../nbs/42_recipes.ipynb #d3f5e6de
 def some_labels(network:torch.nn.Module, # a denoiser
-                n:int, # labels
+                n:int, # samples
                 device:torch.device|str, # to put them on
-               )->torch.Tensor|None: # `(n,)`
-    "Labels for a network; None if it takes none."
+               )->Any: # labels `(n,)`, or embeddings of prompts by name; None if it takes none
+    "What a network is asked with."
+    if needs := getattr(network, 'needs', None):    # of prompts as CLIP cuts them
+        return {k: torch.zeros(n, *(m or 77 for m in shape), device=device) for k, shape in needs.items()}
     if getattr(network, 'n_classes', None) is None: return None
     return torch.zeros(n, dtype=torch.long, device=device)
 
+# %% ../nbs/42_recipes.ipynb #42a10002
+class Counted(TorchDispatchMode):
+    "Within the block, count `operations`, and bytes of tensors that are made and not gone, `most` at once."
+    def __init__(self,
+                 *held:torch.nn.Module): # whose tensors are not counted
+        super().__init__()
+        tensors = [t for m in held for t in (*m.parameters(), *m.buffers())]
+        self.sizes, self.most, self.operations = {t.untyped_storage()._cdata: 0 for t in tensors}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out, rule = func(*args, **kwargs), flop_registry.get(func._overloadpacket)
+        if rule: self.operations += rule(*args, **kwargs, out_val=out)
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor): self.hold(t.untyped_storage())
+        return out
+
+    def hold(self, storage):
+        if storage._cdata in self.sizes: return
+        self.sizes[storage._cdata] = storage.nbytes()
+        weakref.finalize(storage, self.sizes.pop, storage._cdata)
+        self.most = max(self.most, sum(self.sizes.values()))
+
+# %% ../nbs/42_recipes.ipynb #42a10005
+_whole = F.scaled_dot_product_attention
+
+def _tiled(query, key, value, attn_mask=None, *more, **named): # its arguments; those without a mask are tiled
+    if attn_mask is not None: return _whole(query, key, value, attn_mask, *more, **named)
+    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, *more, **named)[0]
+
+# %% ../nbs/42_recipes.ipynb #42a10006
+def _ask(meta, n): # a denoiser on the meta device; samples
+    x, sigma = torch.zeros(n, *meta.shape, device='meta'), torch.ones(n, device='meta')
+    return meta(x, sigma, some_labels(meta, n, 'meta'))
+
+@torch.no_grad()
+def _operations(meta): # of a forward pass of a sample
+    with Counted() as counted: _ask(meta, 1)
+    return counted.operations
+
 # %% ../nbs/42_recipes.ipynb #47832df2
-def saved_bytes(network:torch.nn.Module, # a denoiser with attribute `shape`; only its shapes are used
-                batch:int, # samples
-               )->int:     # bytes
-    "What torch saves in a forward pass for the backward pass, the weights apart."
+def step_of(network:torch.nn.Module, # a denoiser; only its shapes are used; an adapter is on meta
+            batch:int,         # samples
+            guided:bool=False, # whether the target is asked twice
+            anew:bool=False,   # whether blocks are computed again on the way back
+           )->tuple[int,float]: # bytes at the peak, weights and moments apart; passes that going back takes
+    "What a step of stage 2 takes."
     check_counts(batch=batch)
-    meta, seen = copy.deepcopy(network).to('meta').requires_grad_(), {}
+    meta = copy.deepcopy(network).to('meta').requires_grad_()
     bases = [vars(m)['view'] for m in meta.modules() if 'view' in vars(m)]    # of adapters
-    own = {p.untyped_storage()._cdata for m in (meta, *bases) for p in m.parameters()}
-    def keep(t):
-        storage = t.untyped_storage()
-        if storage._cdata not in own: seen[storage._cdata] = storage.nbytes()
-        return t
-    x, sigma = torch.zeros(batch, *network.shape, device='meta'), torch.ones(batch, device='meta')
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        out = meta(x, sigma, some_labels(network, batch, 'meta'))
-    del out
-    return sum(seen.values())
+    for m in meta.modules() if anew else ():
+        if hasattr(m, 'checkpointing'): m.checkpointing(True)
+    flash = patch.object(F, 'scaled_dot_product_attention', _tiled)
+    with flash, Counted(meta, *bases) as counted:
+        guesses = [_ask(meta, batch), _ask(meta, batch)]
+        forward = counted.operations
+        with torch.no_grad(): _ask(meta, batch * (1 + guided))
+        before = counted.operations
+        for guess in guesses:    # a gradient is gone before the next
+            guess.sum().backward()
+            meta.zero_grad()
+    return counted.most, (counted.operations - before) / forward
 
 # %% ../nbs/42_recipes.ipynb #b1e44768
 def with_values(network:torch.nn.Module # a module, perhaps on the meta device
@@ -205,9 +256,9 @@ def probe(network:torch.nn.Module, # a denoiser with attribute `shape`; on the m
 # %% ../nbs/42_recipes.ipynb #5c420002
 def holds(network:torch.nn.Module # a denoiser, perhaps on the meta device
          )->bool:
-    "Whether weights and one sample's pass take less than half of the memory that this machine has free."
+    "Whether its weights take less than a quarter of the memory that this machine has free."
     free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return 4 * n_parameters(network) < free / 2 and saved_bytes(network, 1) < free / 2
+    return 4 * n_parameters(network) < free / 4
 
 # %% ../nbs/42_recipes.ipynb #dcacbcc5
 @dataclass
@@ -218,8 +269,8 @@ class Plan:
     rows: list           # a dictionary for each stage: steps, batch, passes, images, and hours by device
     teacher_calls: int   # of the network, for a sample of the teacher
     local_batch: int     # samples that a process sends through at once
-    weights_memory: int  # of stage 2: weights, moments and a gradient
-    saved_memory: int    # of stage 2: what student and fake score save for their backward passes
+    weights_memory: int  # of stage 2: weights and moments
+    step_memory: int     # of stage 2: what a step needs besides, see `step_of`
     path_disk: int       # what the nodes take
     checkpoint_disk: int # two of stage 2: student and fake score with two moments each, and the average
     processes: int = 1   # that share each batch
@@ -228,21 +279,22 @@ class Plan:
 def stage_costs(degrade:Degrade,     # options of stage 1, filled
                 backtrack:Backtrack, # options of stage 2, filled
                 evaluate:Evaluate,   # options of the evaluation
+                forward:float=1., # passes of the network that going forward takes, with corrections
+                back:float=2.,    # times as much that going back takes
                )->list:              # of each its stage, steps, batch, passes, images and sample_passes
     "What the stages cost in passes of a batch, images and passes of a sample."
     keep = Every(degrade.every) if degrade.every else EqualDrift(degrade.nodes)
     through = getattr(get_loss(backtrack.loss), 'through', False)
     rows = []
-    anew = backtrack.compute.checkpoint
     pool, steps = pool_for(degrade.n_steps, degrade.batch), backtrack.n_steps
-    first = degradation_passes(degrade.n_steps, degrade.batch, pool, keep, checkpoint=anew)
+    first = degradation_passes(degrade.n_steps, degrade.batch, pool, keep, back=back)
     guided = steps * (backtrack.guidance != 1)    # at most: nodes but the teacher are not guided
-    second = backtracking_passes(steps, backtrack.ratio, through, backtrack.none > 0, guided, anew)
+    second = backtracking_passes(steps, backtrack.ratio, through, backtrack.none > 0, guided, back)
     for o, passes, each in [(degrade, first, 1), (backtrack, second, backtrack.ratio)]:
-        rows.append(dict(stage=o.name, steps=o.n_steps, batch=o.batch, passes=round(passes),
-                         images=o.n_steps * o.batch * each, sample_passes=passes * o.batch))
+        rows.append(dict(stage=o.name, steps=o.n_steps, batch=o.batch, passes=round(forward * passes),
+                         images=o.n_steps * o.batch * each, sample_passes=forward * passes * o.batch))
     drawn = evaluate.n * len(evaluate.seeds)
-    return [*rows, dict(stage=evaluate.name, images=drawn, sample_passes=drawn)]
+    return [*rows, dict(stage=evaluate.name, images=drawn, sample_passes=forward * drawn)]
 
 # %% ../nbs/42_recipes.ipynb #892a9e46
 def adapted(network:torch.nn.Module, # a denoiser, perhaps on the meta device
@@ -254,7 +306,7 @@ def adapted(network:torch.nn.Module, # a denoiser, perhaps on the meta device
         return Adapted(network, degrade.lora, degrade.alpha)
 
 # %% ../nbs/42_recipes.ipynb #2d588d04
-def plan(network:torch.nn.Module, # a denoiser; on the meta device if no `seconds` are wanted
+def plan(network:torch.nn.Module, # a denoiser; shapes are enough
          degrade:Degrade,     # options of stage 1
          backtrack:Backtrack, # options of stage 2
          evaluate:Evaluate,   # options of the evaluation
@@ -263,20 +315,19 @@ def plan(network:torch.nn.Module, # a denoiser; on the meta device if no `second
         )->Plan:
     "What recording, backtracking and evaluation cost: passes, images, memory, disk and time."
     check_counts(processes=processes)
-    kind = kind_of(network.shape)
+    meta, kind, pieces = copy.deepcopy(network).to('meta'), kind_of(network.shape), backtrack.compute.pieces
     degrade, backtrack = degrade.filled(kind), backtrack.filled(kind)
-    rows = stage_costs(degrade, backtrack, evaluate)
+    learns, local = adapted(meta, degrade), -(-backtrack.batch // (processes * pieces))
+    memory, back = step_of(learns, local, backtrack.guidance != 1, backtrack.compute.checkpoint)
+    rows = stage_costs(degrade, backtrack, evaluate, _operations(learns) / _operations(meta), round(back, 1))
     for row in rows:
         alone = row.pop('sample_passes') / 3600 / processes
         row |= {device: hours(alone * s) for device, s in (seconds or {}).items()}
-    shared, network = n_parameters(network), adapted(network, degrade)
-    n, local = n_parameters(network), -(-backtrack.batch // (processes * backtrack.compute.pieces))
-    if degrade.lora is None: shared = 0
+    n, base = n_parameters(learns), 0 if learns is meta else n_parameters(meta)
     nodes = -(-degrade.n_steps // degrade.every) + 1 if degrade.every else degrade.nodes
-    return Plan(n, nodes, rows, calls_of(network, evaluate.n_steps), local,
-                weights_memory=36 * n + 4 * shared, saved_memory=2 * saved_bytes(network, local),
-                path_disk=4 * n * nodes,
-                checkpoint_disk=2 * 28 * n, processes=processes)
+    return Plan(n, nodes, rows, calls_of(meta, evaluate.n_steps), local,
+                weights_memory=(32 + 4 * (pieces > 1)) * n + 4 * base, step_memory=memory,
+                path_disk=4 * n * nodes, checkpoint_disk=2 * 28 * n, processes=processes)
 
 # %% ../nbs/42_recipes.ipynb #82e4d218
 def size(n:float)->str: # bytes
@@ -293,26 +344,38 @@ def hours(h:float)->str: # hours
         if h < most: return f'{h * unit:.0f} {name}'
     return f'{h:.1f} h' if h < 48 else f'{h / 24:.1f} days'
 
+# %% ../nbs/42_recipes.ipynb #42a10008
+def memory_of(device:str # such as 'cuda'
+             )->int:     # bytes
+    "The memory that a device has; of all but CUDA's, this machine's."
+    if device == 'cuda': return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
 # %% ../nbs/42_recipes.ipynb #c2c0f59b
 def plan_text(p:Plan,    # of `plan`
               title:str, # first line
+              room:int|None=None, # bytes of memory that the device has; None: unknown
              )->str:
     "A plan as text."
+    need = p.weights_memory + p.step_memory
     lines = [title, '',
              f"network      {p.parameters:,} parameters; target, fake score, student and average: 4 copies",
-             f"memory       {size(p.weights_memory + p.saved_memory)} a process: {size(p.weights_memory)} "
-             f"for weights, moments and a gradient, {size(p.saved_memory)} for what the backward passes need "
-             f"at {p.local_batch} samples a process; libraries come on top",
+             f"memory       {size(need)} a process: {size(p.weights_memory)} "
+             f"for weights and moments, {size(p.step_memory)} for gradients and what a step computes with "
+             f"{p.local_batch} samples at a time, in float32; libraries come on top",
              f"disk         {size(p.path_disk)} for {p.nodes} nodes, {size(p.checkpoint_disk)} for two "
              f"checkpoints, {size(8 * p.parameters)} for the last and the best student",
              '', str(Table(p.rows)), '',
-             "A pass is one forward pass of a batch; a backward pass counts as two. Images are samples "
+             "A pass is one forward pass of a batch; going back is counted in such. Images are samples "
              f"trained on, or drawn to be measured. Memory is that of stage 2. Processes: {p.processes}."]
     if len(p.rows[0]) == 5: lines.append("No times: this machine cannot hold the network.")
     else:
         lines.append("Times from a probe of a few forward passes on this machine, float32 unless the recipe "
                      "says otherwise, divided by the processes: an estimate; feature networks and the "
                      f"teacher's samples ({p.teacher_calls} calls each) are not in it.")
+    if room and need > room:
+        lines += ['', f"Too little memory: a process needs {size(need)}, this device has {size(room)}: lower "
+                  "--batch, raise --pieces, add --checkpoint, or train corrections alone, --lora."]
     return '\n'.join(lines)
 
 # %% ../nbs/42_recipes.ipynb #c0ca1142

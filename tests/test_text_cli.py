@@ -21,7 +21,7 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 tiny_pipelines = importlib.import_module("tiny_pipelines")
 
-from disback import stages  # noqa: E402
+from disback import recipes, stages  # noqa: E402
 from disback.adapters import name_of  # noqa: E402
 from disback.cli import main  # noqa: E402
 from disback.evaluation import Draw, load_clip  # noqa: E402
@@ -210,6 +210,56 @@ def test_a_student_starts_as_a_lora(chain):
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name])
+
+
+SMALL = """
+title = "A small painter"
+[network]
+name = "LatentNetwork"
+[network.args]
+sample_size = 8
+block_out_channels = [32, 64]
+layers_per_block = 1
+cross_attention_dim = 32
+attention_head_dim = 8
+down_block_types = ["CrossAttnDownBlock2D", "DownBlock2D"]
+up_block_types = ["UpBlock2D", "CrossAttnUpBlock2D"]
+[compute]
+checkpoint = true
+[degrade]
+nodes = 3
+n_steps = 4
+batch = 2
+lora = 4
+timestep = 399
+none = 0.1
+[backtrack]
+n_steps = 4
+batch = 2
+guidance = 7.5
+eval_every = 2
+eval_n = 2
+[sample]
+n = 2
+"""
+
+
+def test_a_recipe_from_its_plan_to_a_student(chain, capfd, monkeypatch):
+    (chain / "small.toml").write_text(SMALL)
+    recipe = ["--recipe", chain / "small.toml"]
+    disback("backtrack", *recipe, "--dry-run")
+    said = capfd.readouterr().out
+    assert "network      72,832 parameters" in said and "Too little memory" not in said
+    monkeypatch.setattr(recipes, "memory_of", lambda device: 10**6)
+    disback("run", *recipe, "--dry-run")
+    assert "this device has 1 MB: lower --batch" in capfd.readouterr().out
+    disback("run", *recipe, "--teacher", chain / "T", "--out", chain / "R")
+    assert load_state(chain / "R" / "student-samples" / "samples.safetensors")["prompts"] == [
+        "a dog",
+        "a cat on a mat",
+    ]
+    assert json.loads((chain / "R" / "result.json").read_text()) == {}
+    assert "name a file" in refused(capfd, "run", *recipe, "--teacher", chain / "sd", "--out", "x")
 
 
 def test_all_moved_at_once(chain, tmp_path, capfd):
