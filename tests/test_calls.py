@@ -614,6 +614,25 @@ SPECIAL = {
     "data.full_name": dict(name=lambda: "ring"),
     "diffusion.check_alike": dict(tensors=lambda: dict(a=randn(4, 2), b=randn(4, 2))),
     "diffusion.as_labels": dict(cond=lambda: torch.arange(4) % 3),
+    "edges.Schedule": dict(
+        alpha=lambda: torch.ones_like, sigma=lambda: torch.ones_like, first=lambda: 0.0, last=lambda: 1.0
+    ),
+    **dict.fromkeys(
+        ("edges.Wrapped", "edges.as_denoiser"),
+        dict(network=lambda: torch.nn.Linear(2, 2), shape=lambda: (2,), prediction=lambda: "flow")
+        | dict(schedule=lambda: module("edges").SCHEDULES["flow"]),
+    ),
+    "edges.Checked": dict(levels=list, readings=dict, doubts=list, frames=dict),
+    "edm.normalize": dict(x=lambda: torch.randn(4, 3), dims=lambda: [1]),
+    **dict.fromkeys(("edm.mp_sum", "edm.mp_cat"), dict(t=lambda: 0.5)),
+    "edm.MPUNet": dict(
+        shape=lambda: [8, 1, 1],
+        sizes=lambda: dict(model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=()),
+    ),
+    "edm.MPBlock": dict(
+        channels_per_head=lambda: 4, res_balance=lambda: 0.3, attn_balance=lambda: 0.3, clip_act=lambda: 256.0
+    ),
+    "edm.MPConv": dict(c_in=lambda: 3, c_out=lambda: 3, kernel=lambda: 3),
     "edm.resized": dict(
         x=lambda: image(2, 8, 4, 4), taps=lambda: torch.ones(8, 1, 2, 2) / 4, how=lambda: "up"
     ),
@@ -794,7 +813,8 @@ SPECIAL = {
     "recipes.plan_text": dict(p=plan, room=lambda: None),
     "recipes.step_of": dict(network=unet),
     "recipes.memory_of": dict(device=lambda: "cpu"),
-    "recipes.Counted": dict(held=net),
+    "recipes.Counted": dict(held=lambda: (net(),)),
+    "recipes.adapted": dict(network=unet, degrade=lambda: costed()["degrade"]),
     "recipes.Plan": dict(rows=list, processes=lambda: 1),
     "runs.progress": dict(iterable=lambda: [1]),
     "runs.set_random_states": dict(states=lambda: module("runs").random_states()),
