@@ -147,7 +147,7 @@ def _doubts_of(denoiser:nn.Module,
         if not row['error'] <= 1.05 * simple:
             said.append(f"at noise level {row['noise level']:.3g} its error is {row['error']:.3g}, that of a "
                         f"simple answer {simple:.3g}: it does not denoise there")
-    if least < .97 * given:
+    if least < min(1, .97 * given):    # another reading explains it
         said.append(f"it would be nearer to the samples (error {least:.3f}, not {given:.3f}) if {best}")
     scale, size = float(denoiser.sigma_data), x0.square().mean().sqrt().item()
     if not .5 < size / scale < 2:

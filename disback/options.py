@@ -202,6 +202,8 @@ class Degrade(Stage):
     alpha: float | None = None      # with --lora: scale corrections by alpha / rank; None: not at all
     start: Path | None = None       # with --lora: file of a LoRA (.safetensors) that the student starts as
     none: float = 0.                # share of samples whose class or prompt the nodes are not told
+    # noise levels of training: EDM's, or those of a schedule's time steps, each as often (20 to 980 of 1000)
+    noise: Literal['lognormal', 'steps'] = 'lognormal'
     clip: float | None = None       # norm to which longer gradients are shortened; None: as they are
     # for networks with classes: data whose labels say how often each is drawn (a folder, zip archive or
     # dataset.json); None: evenly
@@ -237,6 +239,8 @@ class Backtrack(Stage):
     warm_up: int = 0                 # steps over which both rates rise first
     guidance: float = 1.             # of the teacher as target, for networks that also answer without a class
     none: float = 0.                 # share of samples whose class or prompt the fake score is not told
+    # noise levels of training: EDM's, or those of a schedule's time steps, each as often (20 to 980 of 1000)
+    noise: Literal['lognormal', 'steps'] = 'lognormal'
     clip: float | None = None        # norm to which longer gradients are shortened; None: as they are
     betas: tuple[float, float] | None = None # of Adam
     labels: str | None = None        # as for `degrade`

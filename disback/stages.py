@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'source_of', 'bundled', 'allowed', 'judge_for',
            'quality', 'judge_of', 'curves', 'path_figure', 'new_network', 'identity', 'begun', 'pretrain', 'read_edm',
-           'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'starting_level', 'beginners',
-           'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack', 'trained', 'say_classes',
-           'classes_of', 'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'measured',
-           'evaluate', 'data_to_meet', 'check', 'statistics', 'export_', 'do']
+           'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'starting_level', 'noise_for',
+           'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack', 'trained',
+           'say_classes', 'classes_of', 'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of',
+           'measured', 'evaluate', 'data_to_meet', 'check', 'statistics', 'export_', 'do']
 
 # %% ../nbs/43_stages.ipynb #e8c41c72
 import time
@@ -26,6 +26,7 @@ from .core import Table, check_calls, check_counts, printable, stream
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
+from .diffusion import StepNoise
 from .edges import check_denoiser
 from .edm import edm_network, load_edm
 from .engine import Engine
@@ -398,6 +399,15 @@ def starting_level(options:Degrade,
     raise ValueError("--timestep is for teachers with a schedule of time steps, and this "
                      f"{type(teacher).__name__} has none: give the noise level itself by --sigma-init")
 
+def noise_for(options:Degrade|Backtrack,
+              network:nn.Module, # whose schedule it is
+             )->Callable|None:   # `(n, generator) -> levels`; None: a run's own
+    "The noise levels of training that options name."
+    if options.noise == 'lognormal': return None
+    if hasattr(network, 'log_sigmas'): return StepNoise(network.log_sigmas.exp())
+    raise ValueError("--noise steps is for teachers with a schedule of time steps, and this "
+                     f"{type(network).__name__} has none: leave it out")
+
 def beginners(options:Degrade,
               teacher:nn.Module, # which stays as it is if there are corrections
              )->tuple[nn.Module,OneStep]: # the denoiser that stage 1 trains, and the untrained student
@@ -420,12 +430,13 @@ def degrade(options:Degrade
     options = options.filled(kind_of(teacher.shape))
     keep = EqualDrift(options.nodes) if options.every is None else Every(options.every)
     (network, student), cond = beginners(options, teacher), labels_like(options.labels, teacher)
+    noise = noise_for(options, teacher)
     if options.none: check_null('the teacher of a path with --none above 0', teacher)
     read = dict(start=options.start) if options.start else {}
     with begun(options, engine, before.source, teacher=teacher, labels=cond, **read) as folder:
         if folder.result: return folder.result
         run = Degradation(network, student, keep, options.n_steps, options.batch, options.lr, cond=cond,
-                          none=options.none, pool=pool_for(options.n_steps, options.batch),
+                          none=options.none, noise=noise, pool=pool_for(options.n_steps, options.batch),
                           folder=folder.path, engine=engine, seed=options.seed,
                           in_place=True)
         seconds = train(run, folder, options.compute.log, 'path')
@@ -492,6 +503,7 @@ def backtrack(options:Backtrack
     walk, cond = itinerary_of(options), labels_like(options.labels, student)
     path = load_path(before.path)
     if options.guidance != 1: check_null('the teacher of a run with --guidance', path.network)
+    noise = noise_for(options, path.network)
     if options.none: check_null('the teacher of a run with --none above 0', path.network)
     arm = ARMS[options.arm](path)
     walk.check(max(1, len(arm['path']) - 1), options.n_steps)    # before there is a folder
@@ -503,7 +515,7 @@ def backtrack(options:Backtrack
         names = ('loss', 'n_steps', 'batch', 'lr', 'fake_lr', 'decay', 'warm_up', 'ratio', 'guidance', 'none',
                  'seed')
         asked = {name: getattr(options, name) for name in names}
-        run = Backtracking(student, **arm, **asked, itinerary=walk, cond=cond, engine=engine,
+        run = Backtracking(student, **arm, **asked, itinerary=walk, cond=cond, noise=noise, engine=engine,
                            optimizer=optimizer_of(options.betas), in_place=True)
         look = follow(run, folder, judge, options)
         seconds = train(run, folder, options.compute.log, f'student ({options.arm})', look)

@@ -29,9 +29,9 @@ from disback.files import file_digest, load_state  # noqa: E402
 from disback.folders import RunFolder, load_path, load_teacher  # noqa: E402
 from disback.widgets import Gallery, PathStepper  # noqa: E402
 
-RECORD = ["--n-steps", 4, "--nodes", 3, "--batch", 2, "--none", 0.1]
+RECORD = ["--n-steps", 4, "--nodes", 3, "--batch", 2, "--none", 0.1, "--noise", "steps"]
 WALK = ["--n-steps", 6, "--batch", 2, "--eval-every", 3, "--eval-n", 2, "--guidance", 7.5, "--none", 0.1]
-WALK += ["--clip", 10, "--warm-up", 2]
+WALK += ["--clip", 10, "--warm-up", 2, "--noise", "steps"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -313,6 +313,7 @@ def test_points_take_the_same_options(tmp_path, capfd, monkeypatch):
     assert "--none above 0" in refused(capfd, *walk, "--none", 0.1, "--out", "x")
     assert "without prompts" in refused(capfd, "sample", "--run", "S", "--prompts", "a dog")
     assert "time steps" in refused(capfd, "degrade", "--teacher", "T", "--timestep", 3, "--out", "x")
+    assert "time steps" in refused(capfd, "degrade", "--teacher", "T", "--noise", "steps", "--out", "x")
     assert "text-to-image" in refused(capfd, "export", "--run", "S", "--out", "x")
     assert "--clip is for text" in refused(capfd, "evaluate", "--run", "S", "--clip", "x")
     said = ["import", "T/teacher.safetensors", "--prompts", "p.txt", "--out", "x"]
