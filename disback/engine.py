@@ -153,14 +153,19 @@ def device_for(self:Engine, module:nn.Module)->torch.device:
 
 # %% ../nbs/10_engine.ipynb #d8deaded
 @patch
-def place(self:Engine, module:nn.Module, bf16:bool=False)->nn.Module: # the module itself
-    "Bring a network to its device and memory layout, in place."
+def move(self:Engine, module:nn.Module)->nn.Module: # the module itself
+    "Bring a network to its device and memory layout, in place; one process may do it alone."
     bases = [base for m in module.modules() if isinstance(base := vars(m).get('base'), nn.Module)]
     device = self.device_for(module)
     for m in (module, *bases):    # adapters share theirs
         m.to(device)
         if self.channels_last: m.to(memory_format=torch.channels_last)
-    self.processes.same(module)
+    return module
+
+@patch
+def place(self:Engine, module:nn.Module, bf16:bool=False)->nn.Module: # the module itself
+    "Bring a network where it computes, the same one in all processes, which take part."
+    self.processes.same(self.move(module))
     if bf16:
         for p in module.parameters(): p.data = p.data.bfloat16()    # buffers like `sigma_data` stay exact
     return module

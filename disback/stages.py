@@ -583,7 +583,7 @@ def sample(options:Sample
     module, run, _ = trained(options.run, options.which)
     drawn_by = dict(run=identity(module))
     check_prompts(run, prompts=options.prompts)
-    module = engine_of(options.compute).place(asked(module, run, options.prompts, options.guidance))
+    module = engine_of(options.compute).move(asked(module, run, options.prompts, options.guidance))
     texts = module.n_classes.names if run.pipeline else ()
     if options.prompts is None and options.classes is None: texts = texts[:10]
     classes, n, cond = classes_of(module, options.classes, len(texts)), options.n, None
@@ -720,7 +720,7 @@ def check(options:Check
     folder.hold()
     device = engine.device_for(module)
     asked = x.to(device), *[y.to(device) for y in labels if n_classes]
-    found = check_denoiser(engine.place(module), *asked, seed=options.seed)
+    found = check_denoiser(engine.move(module), *asked, seed=options.seed)
     folder.figure('check.png', filmstrip([*found.frames.values()], [*found.frames], width=3))
     say_classes(module)
     print(found)
