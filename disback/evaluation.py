@@ -25,11 +25,11 @@ from .diffusion import as_labels
 from .files import digest, file_digest, read_weights, readable, whole
 from .metrics import (as_rows, check_features, check_images, check_moments, count_modes,
                              energy_distance, features_for, frechet_from_moments, modes_of, precision_recall)
-from .networks import device_of
-from .pipelines import of_diffusers, weights_in
+from .networks import device_of, in_words
+from .pipelines import of_diffusers, read_config, weights_in
 from .runs import OneProcess, progress as progress_bar
 from .samplers import calls_of, generate
-from .text import read_whole
+from .text import check_config, read_whole
 
 # %% ../nbs/32_evaluation.ipynb #4e45718f
 @dataclass
@@ -544,10 +544,15 @@ class Clip:
                  texts:Sequence[str], # their prompts, n; what is longer than CLIP reads is cut
                 )->torch.Tensor:      # scores from 0 to 100, `(n,)`
         check_that(len(texts) == len(x), 'texts', texts, f'{len(x)} prompts, one a picture')
-        given = self.processor(images=[*quantised(x).cpu()], text=[*texts], return_tensors='pt',
-                               padding=True, truncation=True)
-        seen = self.network(**given.to(device_of(self.network)))
-        return 100 * (seen.image_embeds * seen.text_embeds).sum(1).clamp(min=0).cpu()
+        images, device = [*quantised(x).cpu()], device_of(self.network)
+        most = self.network.config.text_config.max_position_embeddings
+        with in_words('this CLIP cannot look at pictures and prompts, get its folder anew'):
+            given = self.processor(images=images, text=[*texts], return_tensors='pt', padding=True,
+                                   truncation=True, max_length=most)
+            seen = self.network(**given.to(device))
+        cosine = (seen.image_embeds * seen.text_embeds).sum(1).cpu()
+        check_that(cosine.isfinite().all(), 'what CLIP says', cosine, 'finite: get its folder anew')
+        return 100 * cosine.clamp(min=0)
 
 # %% ../nbs/32_evaluation.ipynb #c11b0003
 def load_clip(folder:str|Path, # of a `CLIPModel` and its processor, on this machine
@@ -555,6 +560,8 @@ def load_clip(folder:str|Path, # of a `CLIPModel` and its processor, on this mac
              )->Clip:
     "Read a CLIP, weights from safetensors alone."
     folder = Path(folder)
+    if not folder.is_dir(): raise FileNotFoundError(f"there is no folder {folder}: give that of a CLIP")
+    check_config(read_config(folder/'preprocessor_config.json'), 4096)
     tokenizer, processor = [read_whole(folder, name) for name in ('CLIPTokenizer', 'CLIPImageProcessor')]
     network = read_whole(folder, 'CLIPModel', stem='model').to(device)
     both = of_diffusers('CLIPProcessor', 'transformers')(processor, tokenizer)

@@ -251,7 +251,8 @@ def pipeline(self:RunFolder)->Path|None:
     "Folder of the text-to-image pipeline that the teacher came from; None: it came from elsewhere."
     with suppress(OSError, ValueError):    # what a run no longer needs may be gone
         config = self.teacher.config
-        if config.get('stage') == 'import' and config.get('prompts'): return self.teacher/config['file']
+        text = isinstance(config.get('file'), str) and config.get('stage') == 'import'
+        if text and config.get('prompts'): return self.teacher/config['file']
 
 # %% ../nbs/41_folders.ipynb #1b24bf1c
 @patch

@@ -323,6 +323,11 @@ class Check(Options):
     seed: int = 0               # of the samples and their noise
     compute: Compute = field(default_factory=Compute) # where to compute
 
+    def check(self)->None:
+        "As `Options.check`; and there are samples enough."
+        super().check()
+        check_number('--n', self.n, whole=True, least=2)
+
 # %% ../nbs/40_options.ipynb #31a3e9a3
 @dataclass(kw_only=True)
 class Statistics(Options):

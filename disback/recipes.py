@@ -347,8 +347,9 @@ def hours(h:float)->str: # hours
 # %% ../nbs/42_recipes.ipynb #42a10008
 def memory_of(device:str # such as 'cuda'
              )->int:     # bytes
-    "The memory that a device has; of all but CUDA's, this machine's."
-    if device == 'cuda': return torch.cuda.get_device_properties(device).total_memory
+    "The memory that a device has; of all but a CUDA device that is here, this machine's."
+    if device == 'cuda' and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 # %% ../nbs/42_recipes.ipynb #c2c0f59b

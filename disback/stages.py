@@ -656,12 +656,12 @@ def measured(draw:Draw,        # samples by number
             )->dict:           # as `measure_samples` returns it
     "Measure samples against a reference, and by CLIP against their prompts, as far as there are such."
     counted, device, result = (options.n, options.seeds), device_of(draw.module), {}
+    clip = options.clip and load_clip(options.clip, device)    # before anything is drawn
     if against is not None:
         features = inception(options.weights, device) if options.features == 'inception' else None
         result = measure_samples(draw, against, *counted, features=features, processes=engine.processes)
-    if options.clip is None: return result
-    texts, clip = draw.n_classes.names, load_clip(options.clip, device)
-    seen = clip_score(draw, texts, clip, *counted, processes=engine.processes)
+    if clip is None: return result
+    seen = clip_score(draw, draw.n_classes.names, clip, *counted, processes=engine.processes)
     return seen | result | dict(protocol=seen['protocol'] | result.get('protocol', {}))
 
 # %% ../nbs/43_stages.ipynb #de702824
@@ -700,15 +700,18 @@ def data_to_meet(options:Evaluate,
     if source is not None: return load_data(**source)
     if options.reference is not None or options.clip is not None: return None
     raise ValueError(f"{options.run} does not say what data its network was trained on: "
-                     "name them by --data, or give a statistics file by --reference")
+                     "name them by --data, give a statistics file by --reference, or, for prompts, --clip")
 
 # %% ../nbs/43_stages.ipynb #43c0ed02
 def check(options:Check
          )->dict: # `error`, in units of a simple answer's, and `figure`
     "Find out whether a teacher behaves like a denoiser of its data, before anything is distilled."
     options.check()
-    module, folder, name = trained(options.teacher)
-    if name != 'teacher': raise ValueError(f"{options.teacher} holds a student: check its teacher")
+    folder = RunFolder(options.teacher).finished('pretrain', 'import', option='TEACHER')
+    if folder.pipeline is not None:
+        raise ValueError(f"{options.teacher} holds a text-to-image teacher, no data are its latents: "
+                         "look at what it draws, `disback sample`")
+    module = folder.network('teacher')
     n_classes, engine, source = getattr(module, 'n_classes', None), engine_of(options.compute), folder.source
     if options.data is not None:    # others than it was trained on may be meant
         size = (None, None) if bundled(options.data) else (module.shape[-1], module.shape[0])
