@@ -225,26 +225,30 @@ class Backtracking(Training):
                  seed:int=0,              # of the run's own generator
                  in_place:bool=False,     # train the student itself: less memory
                 ):
-        check_arguments(student, path, itinerary, fake)
-        check_counts(ratio=ratio)
+        check_arguments(student, path, itinerary, fake, ratio)
         self.loss, self.cond = get_loss(loss), labels_for(student, cond)
         super().__init__(student, engine, n_steps, batch, seed, none, loss=self.loss, cond=self.cond,
                          itinerary=itinerary, nodes=len(path), lr=lr, fake_lr=fake_lr, decay=decay,
                          warm_up=warm_up, ratio=ratio, noise=noise, fake_noise=fake_noise,
                          guidance=guidance, ema=ema, optimizer=optimizer)
-        engine, device = self.engine, self.generator.device
-        self.student = student if in_place else clone(student).eval()
-        self.path, self.ratio = path, ratio
-        self.through = getattr(self.loss, 'through', False)    # whether gradients go through both networks
-        self.fake = (path.denoiser(-1) if fake is None else clone(fake).eval()).to(device)
-        self.walk = Walk(path, itinerary, n_steps, engine, device, guidance)
-        self.target = self.walk.target    # one network for the whole walk
-        self.scale(self.target, noise)
-        self.fake_noise = self.noise if none and fake_noise is None else fake_noise
-        self.average = engine.average(engine.place(self.student), ema)
-        self.ema = self.average.module
-        self.enlist(optimizer, decay, warm_up, student=lr, fake=fake_lr)
-        self.parts |= {l.name: l for l in self.learners} | dict(ema=self.average, walk=self.walk)
+        self.student, self.ratio = student if in_place else clone(student).eval(), ratio
+        self.set_out(path, itinerary, guidance, fake, noise, fake_noise)
+        self.enlist(optimizer, decay, warm_up, ema, student=lr, fake=fake_lr)
+
+# %% ../nbs/24_backtracking.ipynb #24c11b01
+@patch
+def set_out(self:Backtracking,
+            path:DegradationPath, itinerary:Any, guidance:float|Callable, # as `Backtracking` takes them
+            fake:nn.Module|None, noise:Callable|None, fake_noise:Callable|None, # the same
+           )->None:
+    "Bring fake score and first target to where they compute, and say how both are noised."
+    self.path, device = path, self.generator.device
+    self.through = getattr(self.loss, 'through', False)    # whether gradients go through both networks
+    self.fake = (path.denoiser(-1) if fake is None else clone(fake).eval()).to(device)
+    self.walk = Walk(path, itinerary, self.n_steps, self.engine, device, guidance)
+    self.target = self.walk.target    # one network for the whole walk
+    self.scale(self.target, noise)
+    self.fake_noise = self.noise if self.none and fake_noise is None else fake_noise
 
 # %% ../nbs/24_backtracking.ipynb #5aa50001
 @patch
@@ -252,12 +256,16 @@ def enlist(self:Backtracking,
            optimizer:Callable, # `(parameters, lr) -> optimiser`
            decay:float,        # share of the run in which the rates fall to zero
            warm_up:int,        # steps over which they rise first
+           ema:float,          # relative width of the averaged student
            **rates:float,      # learning rate of each network in training, at the start
           )->None:
-    "Let student and fake score learn."
+    "Let student and fake score learn, and average the student."
+    self.average = self.engine.average(self.engine.place(self.student), ema)
+    self.ema = self.average.module
     with lent(self.student, False, True):
         self.learners = [Learner(getattr(self, name), lr, self.engine, optimizer, decay, self.n_steps,
                                  warm_up, name, self.through) for name, lr in rates.items()]
+    self.parts |= {l.name: l for l in self.learners} | dict(ema=self.average, walk=self.walk)
 
 # %% ../nbs/24_backtracking.ipynb #715bdd03
 @patch_property
@@ -271,6 +279,7 @@ def check_arguments(student:nn.Module, # of one shape with all denoisers
                     path:Any,          # to be a `DegradationPath`
                     itinerary:Any,     # to be one
                     fake:nn.Module|None, # denoiser that the fake score starts from
+                    ratio:int,         # steps of it to one of the student
                    )->None:
     "Raise for arguments of `Backtracking` that are of the wrong kind or do not fit one another."
     if not isinstance(path, DegradationPath):
@@ -280,6 +289,7 @@ def check_arguments(student:nn.Module, # of one shape with all denoisers
     known = 'Fixed(...), Proportional(...), Adaptive(...) or have their methods'
     check_that(rule, 'itinerary', itinerary, known)
     check_network('student', student)
+    check_counts(ratio=ratio)
     if fake is not None: check_network('fake', fake)
     for network in (path.network, fake):
         if network is not None: check_shape(student.shape, network)

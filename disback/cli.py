@@ -202,7 +202,7 @@ def check_teacher(options:Run,
             raise ValueError("nothing says what the student shall be measured against: give --reference, a "
                              f"statistics file, or name the --data that {options.teacher} was trained on")
         bring = recipe.stages['import']
-        given = bring.key, bring.network, bring.kind, bring.prompts, bring.sigma_data
+        given = bring.key, bring.network, bring.kind, bring.prompts, bring.sigma_data, bring.bf16
         if not there.begun: read_teacher(options.teacher, *given)
 
 # %% ../nbs/46_cli.ipynb #5c46000a

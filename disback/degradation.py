@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Probe', 'drift', 'Every', 'EqualDrift', 'crowded', 'evenly', 'Candidates', 'draw_samples', 'degradation_passes',
-           'pool_for', 'check_keep', 'Degradation', 'DegradationStep']
+           'pool_for', 'check_keep', 'check_recording', 'Degradation', 'DegradationStep']
 
 # %% ../nbs/22_degradation.ipynb #e2d3f590
 from dataclasses import dataclass
@@ -195,6 +195,20 @@ def check_keep(keep:Any,    # which nodes stay: what has `wants` and `choose`
     check_that(rule, 'keep', keep, 'Every(...), EqualDrift(...) or have their methods')
     check_number(f'n_steps with {keep}', n_steps, whole=True, least=getattr(keep, 'n', 2) - 1)
 
+# %% ../nbs/22_degradation.ipynb #22c11b01
+def check_recording(teacher:nn.Module, # a denoiser
+                    student:nn.Module, # `G(z, cond) -> x0`
+                    keep:Every|EqualDrift, # which nodes stay
+                    n_steps:int,       # of the run
+                    **samples:int,     # how many are drawn, by what for
+                   )->None:
+    "Raise for arguments of `Degradation` of the wrong kind, or that no memory holds."
+    for name, module in dict(teacher=teacher, student=student).items(): check_network(name, module)
+    for name, n in samples.items():
+        check_counts(**{name: n})
+        check_memory(name, n, teacher.shape)
+    check_keep(keep, n_steps)
+
 # %% ../nbs/22_degradation.ipynb #b08d3134
 class Degradation(Training):
     "Fine-tune a copy of `teacher` on the samples of the frozen `student` (DisBack Algorithm 1, eq. 7)."
@@ -218,11 +232,7 @@ class Degradation(Training):
                  seed:int=0,            # of the run's own generators
                  in_place:bool=False,   # train the teacher itself, ask the student itself: less memory
                 ):
-        for name, module in dict(teacher=teacher, student=student).items(): check_network(name, module)
-        for name, n in dict(n_probe=n_probe, pool=1 if pool is None else pool).items():
-            check_counts(**{name: n})
-            check_memory(name, n, teacher.shape)
-        check_keep(keep, n_steps)
+        check_recording(teacher, student, keep, n_steps, n_probe=n_probe, pool=1 if pool is None else pool)
         self.keep, self.cond = keep, labels_for(teacher, cond)
         super().__init__(teacher, engine, n_steps, batch, seed, none, keep=keep, cond=self.cond, lr=lr,
                          pool=pool, noise=noise, n_probe=n_probe, optimizer=optimizer)

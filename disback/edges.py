@@ -54,9 +54,9 @@ def ends(self:Schedule)->tuple[float, float]: # may be infinite at the end of pu
     return tuple((self.sigma(t) / alpha.where(alpha > 1e-12, 0.)).tolist())
 
 # %% ../nbs/18_edges.ipynb #18ed000b
-PREDICTIONS = dict(noise=lambda a, s: (torch.ones_like(a), -s / a),
-                   clean=lambda a, s: (torch.zeros_like(a), torch.ones_like(a)),
-                   v=lambda a, s: (a**2 / (a**2 + s**2), -s / (a**2 + s**2)),
+PREDICTIONS = dict(epsilon=lambda a, s: (torch.ones_like(a), -s / a),
+                   sample=lambda a, s: (torch.zeros_like(a), torch.ones_like(a)),
+                   v_prediction=lambda a, s: (a**2 / (a**2 + s**2), -s / (a**2 + s**2)),
                    flow=lambda a, s: (a / (a + s), -s / (a + s)),
                    score=lambda a, s: (torch.ones_like(a), s**2 / a))
 

@@ -185,8 +185,10 @@ class EDMUNet(nn.Module):
 
     def forward(self, x, c_noise, labels=None, augment=None): # scaled pictures; a row each for the others
         e = self.embed(c_noise, labels, augment)
-        return self.go_up(self.go_down(x, e), e)
+        return self.finished(self.go_up(self.go_down(self.given(x), e), e))
 
+    def given(self, x): return x       # what the way down begins with
+    def finished(self, x): return x    # what is made of the end of the way up
     def entry(self, c): return Conv(self.in_channels, c, 3)    # to `c` channels
     def joined(self, x, skip): return torch.cat([x, skip], 1)
     def beside_down(self, at, c): pass    # what a family adds after a halving: name of the level, channels
@@ -482,18 +484,24 @@ class MPUNet(EDMUNet):
         self.add_decoder(skips)
         self.out_conv, self.out_gain = MPConv(first, self.out_channels, 3), nn.Parameter(torch.zeros(()))
 
-    def entry(self, c): return MPConv(self.in_channels + 1, c, 3)
-    def joined(self, x, skip): return mp_cat(x, skip)
-
     def embed(self, c_noise, labels, augment):
         e = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label:
             e = mp_sum(e, self.emb_label(self.kept(labels) * self.label_dim**.5), self.label_balance)
         return mp_silu(e)
 
-    def forward(self, x, c_noise, labels=None, augment=None):
-        x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-        return self.out_conv(super().forward(x, c_noise, labels), self.out_gain)
+# %% ../nbs/14_edm.ipynb #14ed2010
+@patch
+def entry(self:MPUNet, c): return MPConv(self.in_channels + 1, c, 3)
+
+@patch
+def joined(self:MPUNet, x, skip): return mp_cat(x, skip)
+
+@patch
+def given(self:MPUNet, x): return torch.cat([x, torch.ones_like(x[:, :1])], 1)
+
+@patch
+def finished(self:MPUNet, x): return self.out_conv(x, self.out_gain)
 
 # %% ../nbs/14_edm.ipynb #147e1535
 def vp_coefficients(sigma:torch.Tensor,  # noise levels, any shape

@@ -453,6 +453,10 @@ class Guided(nn.Module):
         self.denoiser, self.other, self.scale = denoiser, other, scale
         self.config = dict(denoiser=denoiser, scale=scale, other=other)
 
+    @property
+    def asks(self)->int: # answers of a network that one of its own takes
+        return 1 if self.other is None and self.scale == 1 else 2
+
     def __getattr__(self, name):
         try: return super().__getattr__(name)
         except AttributeError:

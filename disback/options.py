@@ -96,6 +96,7 @@ class Options(Checked):
         values = {name: v[kind] if isinstance(v, dict) else v for name, v in self.table.items()}
         return replace(self, **{name: v for name, v in values.items() if getattr(self, name) is None})
 
+# %% ../nbs/40_options.ipynb #40c0ed02
 def kind_of(shape:tuple # of a sample
            )->str:
     "The kind of data that defaults depend on."

@@ -315,7 +315,8 @@ def plan(network:torch.nn.Module, # a denoiser; shapes are enough
         )->Plan:
     "What recording, backtracking and evaluation cost: passes, images, memory, disk and time."
     check_counts(processes=processes)
-    meta, kind, pieces = copy.deepcopy(network).to('meta'), kind_of(network.shape), backtrack.compute.pieces
+    kind, pieces = kind_of(network.shape), backtrack.compute.pieces
+    meta = copy.deepcopy(network).to('meta', torch.float32)    # which computes nothing in bfloat16
     degrade, backtrack = degrade.filled(kind), backtrack.filled(kind)
     learns, local = adapted(meta, degrade), -(-backtrack.batch // (processes * pieces))
     memory, back = step_of(learns, local, backtrack.guidance != 1, backtrack.compute.checkpoint)
@@ -323,10 +324,10 @@ def plan(network:torch.nn.Module, # a denoiser; shapes are enough
     for row in rows:
         alone = row.pop('sample_passes') / 3600 / processes
         row |= {device: hours(alone * s) for device, s in (seconds or {}).items()}
-    n, base = n_parameters(learns), 0 if learns is meta else n_parameters(meta)
+    n, base = n_parameters(learns), 0 if learns is meta else sum(p.nbytes for p in network.parameters())
     nodes = -(-degrade.n_steps // degrade.every) + 1 if degrade.every else degrade.nodes
     return Plan(n, nodes, rows, calls_of(meta, evaluate.n_steps), local,
-                weights_memory=(32 + 4 * (pieces > 1)) * n + 4 * base, step_memory=memory,
+                weights_memory=(32 + 4 * (pieces > 1)) * n + base, step_memory=memory,
                 path_disk=4 * n * nodes, checkpoint_disk=2 * 28 * n, processes=processes)
 
 # %% ../nbs/42_recipes.ipynb #82e4d218

@@ -150,8 +150,9 @@ def is_denoiser(module:Callable # a student `G(z, cond=None)` or a denoiser `D(x
 def calls_of(module:Callable, # a student or a denoiser
              n_steps:int=18,  # Heun steps of a denoiser
             )->int:
-    "Network calls of a sample: a student's own word, one if it is silent; Heun's method for a denoiser."
-    return nfe(heun_step, n_steps) if is_denoiser(module) else getattr(module, 'calls', 1)
+    "Network calls of a sample: a student's own word, or one; Heun's for a denoiser, twice if it is guided."
+    if not is_denoiser(module): return getattr(module, 'calls', 1)
+    return nfe(heun_step, n_steps) * getattr(module, 'asks', 1)
 
 # %% ../nbs/06_samplers.ipynb #ec2d75aa
 def labels_for(network:Callable, # a network, with or without attribute `n_classes`

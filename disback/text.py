@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PIPELINES', 'MADE', 'NEEDED', 'FAMILIES', 'DTYPES', 'FORMS', 'EXTRAS', 'read_index', 'is_pipeline', 'check_config',
            'read_whole', 'read_part', 'Prompts', 'load_prompts', 'read_texts', 'text_parts', 'picture_sizes',
-           'encode_prompts', 'unet_needs', 'build_net', 'latent_shape', 'LatentNetwork', 'check_rows', 'ask_by',
-           'load_text_pipeline', 'decode', 'start_of', 'how_to_call', 'weight_files', 'check_header', 'copy_parts',
-           'write_network', 'export']
+           'encode_prompts', 'unet_needs', 'build_net', 'latent_shape', 'dtype_of', 'LatentNetwork', 'check_rows',
+           'ask_by', 'load_text_pipeline', 'decode', 'start_of', 'how_to_call', 'weight_files', 'check_header',
+           'copy_parts', 'write_network', 'export']
 
 # %% ../nbs/17_text.ipynb #5aa51703
 import functools, re, shutil, tempfile, warnings
@@ -74,6 +74,7 @@ def check_config(config:Any,   # what a configuration holds
         for value in config: check_config(value, most)
     elif isinstance(config, (int, float)): check_number('a size in a configuration', float(config), most=most)
 
+# %% ../nbs/17_text.ipynb #5aa517aa
 NEEDED = dict(CLIPTokenizer=('tokenizer.json', 'vocab.json'),    # one of these; others: config.json
               CLIPImageProcessor=('preprocessor_config.json',))
 
@@ -290,6 +291,15 @@ def latent_shape(net:nn.Module # of diffusers
 # %% ../nbs/17_text.ipynb #5aa51720
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16)    # of weights
 
+def dtype_of(net:nn.Module # any
+            )->str:        # of `DTYPES`
+    "The number type of a network's weights."
+    found = {p.dtype for p in net.parameters()}
+    name = next((name for name, known in DTYPES.items() if found == {known}), None)
+    check_that(name is not None, 'net', found, f'a network of weights in {" or ".join(DTYPES)}')
+    return name
+
+# %% ../nbs/17_text.ipynb #5aa517ab
 @register
 class LatentNetwork(Preconditioned):
     "A text-to-image network of diffusers as a denoiser of latents."
@@ -315,15 +325,12 @@ class LatentNetwork(Preconditioned):
                         n_timesteps=n_timesteps)
         check_choice('dtype', dtype, DTYPES)
         if net is None: net = nn.Module.to(build_net(family, config), DTYPES[dtype])    # diffusers' own warns
-        dtypes = {p.dtype for p in net.parameters()}
-        dtype = next((name for name, known in DTYPES.items() if dtypes == {known}), None)
-        check_that(dtype is not None, 'net', dtypes, f'a network of weights in {" or ".join(DTYPES)}')
         with torch.device('cpu'):    # numbers, wherever the network is made
             betas = betas_of(**schedule) if trained_betas is None else trained_betas
             ladder = log_sigmas_of(betas, zero_snr).float()
         if trained_betas is not None: trained_betas = tuple(map(float, trained_betas))
         facts = dict(family=family, prediction_type=prediction_type, sigma_data=sigma_data, prompts=None,
-                     dtype=dtype, n_classes=n_classes, trained_betas=trained_betas, zero_snr=zero_snr)
+                     dtype=dtype_of(net), n_classes=n_classes, trained_betas=trained_betas, zero_snr=zero_snr)
         config = {k: v for k, v in dict(net.config).items() if k[0] != '_'}
         super().__init__(latent_shape(net), facts | schedule | config)
         self.net, self.needs, self.prompts = net, FAMILIES[family][0](net.config), None
@@ -473,6 +480,7 @@ def start_of(student:nn.Module # `OneStep` of a `LatentNetwork`, or of an adapte
     scale = sigma / (1 + sigma**2).sqrt()    # of the noise that the raw network is fed
     return network, round(time), 1. if getattr(student, 'unit', False) else scale.item()
 
+# %% ../nbs/17_text.ipynb #5aa517ac
 _README = """# A one-step student
 
 Made by disback. Call it at time step {step}, without guidance:
