@@ -211,6 +211,7 @@ def as_sampler(data:Any,   # sampler, function of n, samples `(n, *dims)`, (samp
     if isinstance(data, (tuple, list)) and len(data) == 2:
         x, cond = _samples(*data)
         check_that(len(x) > 0 and x.isfinite().all(), 'samples', x, 'at least one, and all of them finite')
+        if cond is not None: check_that(cond.max() >= 0, 'labels', cond, 'a class for some, not only -1')
         return _draws(x, cond)
     check_that(callable(data), 'data', data, 'a function `sample(n, generator)`, a tensor (n, *dims) or a '
                'pair (x, labels); `from_dataset` reads a torchvision data set')

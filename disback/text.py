@@ -172,10 +172,10 @@ def read_texts(file:str|Path # of text, a prompt a line
               )->list[str]:
     "Read prompts; empty lines are none."
     file = readable(file, 'a file of text, a prompt a line', 2**28)
-    try: texts = [line.strip() for line in file.read_text('utf-8').splitlines()]
+    try: texts = [*filter(None, map(str.strip, file.read_text('utf-8').splitlines()))]
     except ValueError: texts = []
-    if texts := [text for text in texts if text]: return texts
-    raise ValueError(f"{printable(file)} holds no prompts: give a file of text, a prompt a line")
+    if texts: return texts
+    raise ValueError(f"{printable(file)} holds no prompts: give a file of text in UTF-8, a prompt a line")
 
 # %% ../nbs/17_text.ipynb #5aa51714
 def _warn_of_cuts(tokenizer, texts): # CLIP's; prompts
@@ -295,9 +295,9 @@ def dtype_of(net:nn.Module # any
             )->str:        # of `DTYPES`
     "The number type of a network's weights."
     found = {p.dtype for p in net.parameters()}
-    name = next((name for name, known in DTYPES.items() if found == {known}), None)
-    check_that(name is not None, 'net', found, f'a network of weights in {" or ".join(DTYPES)}')
-    return name
+    names = [name for name, known in DTYPES.items() if found == {known}]
+    check_that(names, 'net', found, f'a network of weights in {" or ".join(DTYPES)}')
+    return names[0]
 
 # %% ../nbs/17_text.ipynb #5aa517ab
 @register

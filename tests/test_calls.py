@@ -186,6 +186,10 @@ def text_student():
     return module("networks").OneStep(latents(), latents().sigma_of_step(399))
 
 
+def clip():
+    return module("evaluation").load_clip(WORLD / "clip")
+
+
 def new_folder():
     (folder := fresh()).mkdir()
     return folder
@@ -540,7 +544,8 @@ SPECIAL = {
     ),
     "adapters.read_lora": dict(file=lambda: WORLD / "lora.safetensors"),
     "backtracking.Fixed": dict(steps=lambda: (1,)),
-    "backtracking.check_arguments": dict(fake=net),
+    "backtracking.check_arguments": dict(fake=net, ratio=lambda: 1),
+    "backtracking.guidance_of": dict(guidance=lambda: 1.0),
     "backtracking.check_arrival": dict(most=lambda: [1.0, 1.0], n_steps=lambda: 5),
     "backtracking.Backtracking": SMALL,
     "degradation.Degradation": dict(batch=lambda: 4, n_steps=lambda: 4, pool=lambda: 8, n_probe=lambda: 4),
@@ -612,6 +617,7 @@ SPECIAL = {
     "data.load_data": dict(name=lambda: "ring"),
     "data.split_indices": dict(y=lambda: torch.arange(9) % 3),
     "data.full_name": dict(name=lambda: "ring"),
+    "diffusion.denoising_loss": dict(weight=levels),
     "diffusion.check_alike": dict(tensors=lambda: dict(a=randn(4, 2), b=randn(4, 2))),
     "diffusion.as_labels": dict(cond=lambda: torch.arange(4) % 3),
     "edges.Schedule": dict(
@@ -670,6 +676,11 @@ SPECIAL = {
     ),
     "evaluation.read_array": dict(archive=archive, key=lambda: "mu"),
     "evaluation.load_statistics": dict(file=lambda: WORLD / "moments.npz"),
+    "evaluation.Clip": dict(processor=lambda: print, sha256=lambda: "0" * 64),
+    "evaluation.load_clip": dict(folder=lambda: WORLD / "clip"),
+    "evaluation.clip_score": dict(
+        draw=lambda: lambda n, seed=0, start=0: image(n, 3, 30, 30), clip=clip, n=lambda: 2
+    ),
     "evaluation.quantised": IMAGES,
     "evaluation.Inception": dict(sha256=lambda: "0" * 64, version=lambda: "1"),
     "evaluation.fetched": dict(url=lambda: (WORLD / "plain.json").as_uri()),
@@ -730,8 +741,11 @@ SPECIAL = {
     "mismatch.show_map": dict(values=lambda: randn(4, 4).abs()),
     "mismatch.cell_edges": dict(centres=lambda: torch.arange(4.0)),
     "mismatch.show_heat": dict(record=recorder),
-    "networks.Guided": dict(denoiser=lambda: net(n_classes=3)),
-    "networks.guided": dict(ask=lambda: net(n_classes=3)),
+    **dict.fromkeys(
+        ("networks.guided", "networks.Guided"),
+        dict(ask=lambda: net(n_classes=3), denoiser=lambda: net(n_classes=3), scale=lambda: 2.0)
+        | dict(x=lambda: randn(4, 2), cond=lambda: torch.arange(4) % 3),
+    ),
     "networks.check_null": dict(network=lambda: net(n_classes=3)),
     "networks.check_list": dict(value=lambda: [1, 2]),
     "networks.Preconditioned": dict(config=lambda: dict(sigma_data=1.0)),
@@ -739,6 +753,7 @@ SPECIAL = {
         f"options.{name}": {key: (lambda key: lambda: WORLD / key)(key) for key in ("teacher", "path", "run")}
         for name in ("Degrade", "Backtrack", "Sample", "Evaluate", "Export")
     },
+    "options.Check": dict(teacher=lambda: WORLD / "teacher"),
     "options.in_words": dict(default=lambda: 1.0),
     "options.network_config": dict(text=lambda: "{}"),
     "paths.DegradationPath": dict(nodes=lambda: path().nodes),
@@ -784,6 +799,8 @@ SPECIAL = {
     "pipelines.DiffusersUNet": dict(kind=lambda: "vp", unet=diffusers_unet),
     "pipelines.scheduler_facts": dict(scheduler=lambda: __import__("diffusers").DDPMScheduler()),
     "pipelines.from_unet": dict(unet=diffusers_unet, kind=lambda: "vp"),
+    "pipelines.parts_in": dict(index=lambda: WORLD / "index.json"),
+    "pipelines.read_parts": dict(file=lambda: WORLD / "weights.safetensors"),
     "pipelines.read_config": dict(file=lambda: WORLD / "pipe/unet/config.json", schema=lambda: dict),
     "pipelines.read_unet": dict(file=lambda: WORLD / "pipe/unet/config.json"),
     "pipelines.check_known": dict(name=lambda: "DDPMScheduler", config=dict),
@@ -818,6 +835,24 @@ SPECIAL = {
     "recipes.Plan": dict(rows=list, processes=lambda: 1),
     "runs.progress": dict(iterable=lambda: [1]),
     "runs.set_random_states": dict(states=lambda: module("runs").random_states()),
+    "samplers.in_parts": dict(call=lambda: lambda x: x, rows=lambda: [randn(4, 2)]),
+    "stages.read_painter": dict(
+        folder=lambda: WORLD / "text", prompts=lambda: WORLD / "plain.json", bf16=lambda: False
+    ),
+    **dict.fromkeys(
+        ("stages.starting_level", "stages.noise_for", "stages.beginners"),
+        dict(options=lambda: options("Degrade", out=fresh(), teacher=WORLD / "teacher")),
+    ),
+    "stages.check_prompts": FOLDERS,
+    "stages.asked": dict(**FOLDERS, prompts=lambda: None, guidance=lambda: 1.0),
+    "stages.sheet": dict(x=lambda: image(4, 3, 8, 8), texts=lambda: ["a dog", "a cat"]),
+    "stages.measured": dict(
+        draw=lambda: module("evaluation").Draw(student()),
+        against=lambda: None,
+        options=lambda: options("Evaluate", run=WORLD / "student", n=8),
+    ),
+    "stages.check": dict(options=lambda: options("Check", teacher=WORLD / "teacher", n=8)),
+    "stages.export_": dict(options=lambda: options("Export", run=WORLD / "painter", out=fresh(), form="lora")),
     "stages.tracker": dict(log=lambda: "no", folder=lambda: run_folder("student")),
     "stages.train": dict(folder=lambda: module("folders").RunFolder(fresh())),
     "stages.row_of": dict(record=lambda: next(backtracking())),
@@ -873,6 +908,11 @@ SPECIAL = {
         options=lambda: options("Statistics", out=fresh(), data=str(WORLD / "images"), weights=WORLD / "none")
     ),
     "stages.do": dict(options=lambda: options("Sample", run=WORLD / "student", n=4, out=fresh())),
+    "text.read_whole": dict(where=lambda: WORLD / "text/tokenizer", name=lambda: "CLIPTokenizer"),
+    "text.dtype_of": dict(net=net),
+    "text.ask_by": dict(module=latents, prompts=prompts),
+    "text.weight_files": dict(folder=lambda: WORLD / "pipe/unet", stem=lambda: "diffusion_pytorch_model"),
+    "text.check_header": dict(file=lambda: WORLD / "weights.safetensors"),
     "text.check_config": dict(config=lambda: dict(a=[1, 2])),
     "text.Prompts": PROMPTS,
     "text.load_prompts": dict(file=lambda: WORLD / "prompts.safetensors"),
@@ -973,6 +1013,14 @@ def make_world(folder):
     importlib.import_module("diffusers").DDPMScheduler().save_pretrained(folder / "pipe" / "scheduler")
     importlib.import_module("tiny_pipelines").sd().save_pretrained(folder / "text")
     prompts().save(folder / "prompts.safetensors")
+    importlib.import_module("tiny_pipelines").clip(folder / "clip")
+    (folder / "index.json").write_text('{"weight_map": {"a": "weights.safetensors"}}')
+    (folder / "texts.txt").write_text("a dog\na cat\n")
+    steps, teacher, way = dict(n_steps=4, batch=2), folder / "painted", folder / "way"
+    with contextlib.redirect_stdout(io.StringIO()):
+        stages.import_(options("Import", file=folder / "text", prompts=folder / "texts.txt", out=teacher))
+        stages.degrade(options("Degrade", out=way, teacher=teacher, lora=2, timestep=399, **steps))
+        stages.backtrack(options("Backtrack", out=folder / "painter", path=way, eval_n=2, **steps))
 
 
 @contextlib.contextmanager
