@@ -25,7 +25,8 @@ STAGES = ["teacher", "path", "student"]
 # milliseconds, and the fork is as mortal as any process. Figures are written without being drawn, which would
 # take most of the time; nothing here looks at them.
 SERVER = """
-import json, os, sys
+import json, os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)    # `nohup pytest` would have it ignored
 import matplotlib.figure, numpy, scipy.spatial, sklearn.datasets, torch, tyro
 import torch._dynamo, disback.cli, disback.comparisons, disback.recipes, disback.stages
 tiny = dict(looks=3, n=100, teacher_steps=20, width=16, depth=1, pool=64)
