@@ -160,6 +160,11 @@ def _has(value, kind):
     if not isinstance(kind, type): return isinstance(value, str) and value in get_args(kind)
     return isinstance(value, kind) and (kind in (bool, str) or not isinstance(value, (bool, str)))
 
+def _real(value, default):
+    "Whether numbers are some: infinity only where it is the default or in a list."
+    if isinstance(value, (list, tuple)): return all(v == v for v in value if isinstance(v, float))
+    return not isinstance(value, float) or math.isfinite(value) or value == default
+
 def _said(kind):
     "What a sentence calls a kind."
     if get_origin(kind) is Literal: return f"one of {', '.join(get_args(kind))}"
@@ -180,12 +185,13 @@ def typed(f:Callable # with annotations
     def checked(*args, **options):
         names = itertools.chain(order, itertools.cycle(stars))
         for name, value in itertools.chain(zip(names, args), options.items()):
-            if (name, type(value)) in known: continue
             kinds, default = rules.get(name, ((), None))
-            good = not isinstance(value, float) or value == value
-            if kinds and value is not default and not (good and any(_has(value, kind) for kind in kinds)):
-                check_that(False, name, value, ' or '.join(dict.fromkeys(map(_said, kinds))))
-            if not isinstance(value, (float, str)): known.add((name, type(value)))
+            if not kinds or value is default or (name, type(value)) in known: continue
+            fits = any(_has(value, kind) for kind in kinds)
+            if not fits or not _real(value, default):
+                wanted = 'finite' if fits else ' or '.join(dict.fromkeys(map(_said, kinds)))
+                check_that(False, name, value, wanted)
+            if not isinstance(value, (float, str, list, tuple)): known.add((name, type(value)))
         return f(*args, **options)
     checked.checked = True
     return checked

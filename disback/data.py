@@ -8,7 +8,7 @@ __all__ = ['POINT_SETS', 'DATA_NAMES', 'ring_means', 'grid_means', 'ring', 'grid
            'placed_means', 'placed_modes', 'load_data', 'full_name']
 
 # %% ../nbs/03_data.ipynb #63c62733
-import hashlib, inspect, math, unicodedata, warnings, zlib
+import hashlib, inspect, math, numbers, unicodedata, warnings, zlib
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -232,9 +232,9 @@ class Classes(int):
                 counts:Sequence[int], # samples of each class
                 names:Sequence[str]|None=None, # of the classes; None: their numbers
                ):
-        for i, n in enumerate(counts): check_number(f'the count of class {i}', n, whole=True, least=0)
-        check_that(any(counts), 'counts', counts, 'one number a class, not all zero')
-        names = [*map(printable, range(len(counts)) if names is None else names)]
+        whole = all(isinstance(n, numbers.Integral) and n >= 0 for n in counts)
+        check_that(whole and any(counts), 'counts', counts, 'whole numbers, one a class, from 0, not all 0')
+        names = [*(map(str, range(len(counts))) if names is None else map(printable, names))]
         check_that(len(names) == len(counts), 'names', names, f'one a class, {len(counts)}')
         self = super().__new__(cls, len(counts))
         self.counts, self.names = tuple(counts), tuple(names)

@@ -320,7 +320,7 @@ def bring(self:RunFolder,
         teacher = self.teacher
         base = as_base(teacher.finished('pretrain', 'import', option='its run').network('teacher'))
     except (OSError, ValueError) as e:
-        raise ValueError(f"{words}, which cannot be read: {e}; put it back where it was") from None
+        raise ValueError(f"{words}, which cannot be read where it was: {e}") from None
     if name_of(base) == name: return base
     raise ValueError(f"{words}, and the one in {teacher.path} is another now: put back the one that it was")
 

@@ -320,4 +320,4 @@ def test_points_take_the_same_options(tmp_path, capfd, monkeypatch):
     assert "--prompts, --sigma-data and --bf16 are for" in refused(capfd, *said)
     assert not Path("x").exists()
     Path("T").rename("elsewhere")
-    assert "put it back where it was" in refused(capfd, "sample", "--run", "S", "--out", "y")
+    assert "where it was: S/../P/../T holds no run" in refused(capfd, "sample", "--run", "S", "--out", "y")
