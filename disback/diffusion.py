@@ -217,6 +217,7 @@ def edm_weight(sigma:torch.Tensor,     # noise level, any shape
                sigma_data:torch.Tensor|float, # standard deviation of the data, in data units
               )->torch.Tensor:         # weight of the squared error, of the shape of `sigma`
     "Weight of the denoising loss (EDM table 1, `lambda`); equal to `1 / c_out**2`."
+    if not isinstance(sigma_data, torch.Tensor): check_number('sigma_data', sigma_data, above=0)
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data)**2
 
 def denoising_loss(denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`

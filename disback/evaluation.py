@@ -535,7 +535,7 @@ def digit_classifier()->Callable: # `(n, 1, 8, 8) -> (n,)`, classes
 class Clip:
     "How well pictures show prompts, by CLIP (Radford et al. 2021; Hessel et al. 2021)."
     network: torch.nn.Module # `CLIPModel` of transformers
-    processor: Any           # its `CLIPProcessor`
+    processor: Callable      # its `CLIPProcessor`
     sha256: str              # of the file of its weights
 
     @torch.no_grad()

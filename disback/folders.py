@@ -248,11 +248,11 @@ def teacher(self:RunFolder)->RunFolder:
 
 @patch_property
 def pipeline(self:RunFolder)->Path|None:
-    "Folder of the text-to-image pipeline that the teacher came from; None: it came from elsewhere."
+    "Folder of the pipeline of latents that the teacher came from; None: it came from elsewhere."
     with suppress(OSError, ValueError):    # what a run no longer needs may be gone
         config = self.teacher.config
         text = isinstance(config.get('file'), str) and config.get('stage') == 'import'
-        if text and config.get('prompts'): return self.teacher/config['file']
+        if text and (self.teacher/'prompts.safetensors').is_file(): return self.teacher/config['file']
 
 # %% ../nbs/41_folders.ipynb #1b24bf1c
 @patch

@@ -110,6 +110,7 @@ def row_mean(f:Callable,       # `(x0 / sigma, *answers) -> (B, ...)`: what is a
              cond:torch.Tensor|None=None, # what goes with the rows, `(n, ...)`, or None
             )->torch.Tensor:   # double precision, on the CPU
     "Average of something over samples noised to one level."
+    check_number('sigma', float(sigma), above=0)
     total, labels = 0., repeat(None) if cond is None else cond.split(ROWS)
     for clean, unit, own in zip(x0.split(ROWS), eps.split(ROWS), labels):
         s = clean.new_full((len(clean),), float(sigma))

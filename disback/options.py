@@ -177,7 +177,7 @@ class Import(FromRecipe):
     key: str = 'ema'            # which network of an official checkpoint
     network: str | None = None  # for weights alone: arguments of the EDM network that they belong to, as JSON
     # for a folder of diffusers: what its network is, if its scheduler leaves that open
-    kind: Literal['vp', 'edm', 'consistency'] | None = None
+    kind: Literal['vp', 'edm', 'consistency', 'flow'] | None = None
     prompts: Path | None = None # for a text-to-image pipeline: file of text, a prompt a line, to train with
     sigma_data: float | None = None # for a text-to-image pipeline: root mean square of its latents; None: 1
     bf16: bool = False          # for a text-to-image pipeline: keep its weights in bf16, to train with --lora

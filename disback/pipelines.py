@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BETAS', 'KINDS', 'RANGE', 'NOISE', 'VP', 'SCHEDULERS', 'OURS', 'NEEDED', 'FACTS', 'OTHERWISE', 'OLD', 'WEIGHTS',
-           'RENAMED', 'INDEX', 'betas_of', 'log_sigmas_of', 'timestep', 'as_vp', 'as_edm', 'as_consistency',
-           'of_diffusers', 'unet2d', 'image_shape', 'unet_labels', 'DiffusersUNet', 'scheduler_defaults', 'check_known',
-           'scheduler_facts', 'from_unet', 'read_config', 'check_sizes', 'renamed', 'parts_in', 'weights_in',
-           'read_parts', 'read_unet', 'check_pixels', 'load_pipeline']
+           'RENAMED', 'INDEX', 'betas_of', 'log_sigmas_of', 'timestep', 'as_vp', 'as_edm', 'as_consistency', 'as_flow',
+           'of_diffusers', 'unet2d', 'image_shape', 'unet_labels', 'known_noise', 'DiffusersUNet', 'scheduler_defaults',
+           'check_known', 'scheduler_facts', 'from_unet', 'read_config', 'check_sizes', 'renamed', 'parts_in',
+           'weights_in', 'read_parts', 'read_unet', 'check_pixels', 'load_pipeline']
 
 # %% ../nbs/15_pipelines.ipynb #c07d9579
 import importlib, inspect, math, re
@@ -67,6 +67,7 @@ def timestep(sigma:torch.Tensor,      # noise levels, any shape
              log_sigmas:torch.Tensor, # of the time steps, `(T,)`, ascending
             )->torch.Tensor:          # time between 0 and T - 1, of the shape of `sigma`
     "The time step of a noise level, interpolated in its logarithm and held within the ends."
+    check_that(log_sigmas.is_floating_point(), 'log_sigmas', log_sigmas, 'logarithms, of a floating type')
     s = sigma.to(log_sigmas.dtype).log().clamp(log_sigmas[0], log_sigmas[-1])
     i = torch.searchsorted(log_sigmas, s).clamp(min=1)
     below, above = log_sigmas[i - 1], log_sigmas[i]
@@ -104,9 +105,18 @@ def as_consistency(sigma:torch.Tensor,      # noise levels, any shape
     above = sigma - sigma_min
     return sigma_data**2 / (above**2 + sigma_data**2), above * sigma_data * c_in, c_in, time
 
+# %% ../nbs/15_pipelines.ipynb #5aa50f05
+def as_flow(sigma:torch.Tensor,      # noise levels, any shape
+            n_timesteps:int=1000,    # what it is told of pure noise
+           )->tuple:                 # `c_skip, c_out, c_in`, time; each of the shape of `sigma`
+    "A rectified flow as a denoiser (Liu et al. 2023; Esser et al. 2024, table 1)."
+    kept = 1 / (1 + sigma)
+    t = sigma * kept
+    return kept, -t, kept, n_timesteps * t
+
 # %% ../nbs/15_pipelines.ipynb #bd830bfc
 KINDS = dict(vp=('epsilon', 'v_prediction', 'sample'), edm=('epsilon', 'v_prediction'),
-             consistency=('epsilon',))    # and what each may predict
+             consistency=('epsilon',), flow=('flow_prediction',))    # and what each may predict
 
 def of_diffusers(name:str, # of one of its classes
                  package:str='diffusers', # or 'transformers', of which its text encoders are
@@ -164,11 +174,17 @@ NOISE = dict(vp=dict(beta_schedule='linear', beta_start=1e-4, beta_end=.02, n_ti
                      trained_betas=None,    # the schedule itself, `(T,)`
                      zero_snr=False),       # whether its last step is pure noise
              edm=RANGE | dict(time_scale=1.),            # factor of the time
-             consistency=RANGE | dict(time_scale=1000.)) # of each kind: what it knows of noise, as a rule
+             consistency=RANGE | dict(time_scale=1000.),
+             flow=dict(n_timesteps=1000)) # of each kind: what it knows of noise, as a rule
 
-def _known_noise(kind, said): # what is known better than `NOISE`
-    "What a network knows of noise, as plain data; in kind vp also the logarithms of its levels."
+def known_noise(kind:str,  # of `KINDS`
+                said:dict, # what is known better than `NOISE`; more is not looked at
+               )->tuple[dict, torch.Tensor|None]: # plain data; of kinds vp and flow the levels' logarithms
+    "What a network knows of noise."
     facts = {k: said.get(k, usual) for k, usual in NOISE[kind].items()}
+    if kind == 'flow':
+        check_number('n_timesteps', n := facts['n_timesteps'], whole=True, least=2, most=10**5)
+        return facts, torch.linspace(0, 1, n + 1, dtype=torch.double, device='cpu').logit().float()
     if kind != 'vp':
         for k, v in facts.items(): check_number(k, v, least=0)
         return facts | dict(time_scale=float(facts['time_scale'])), None
@@ -182,15 +198,16 @@ def _known_noise(kind, said): # what is known better than `NOISE`
 class DiffusersUNet(Preconditioned):
     "A `UNet2DModel` of diffusers as a denoiser."
     def __init__(self,
-                 kind:str,                       # 'vp', 'edm' or 'consistency'
-                 prediction_type:str='epsilon',  # of the U-Net; or 'v_prediction', in kind vp also 'sample'
+                 kind:str,                       # 'vp', 'edm', 'consistency' or 'flow'
+                 prediction_type:str|None=None,  # of the U-Net, one of `KINDS[kind]`; None: the first
                  sigma_data:float=.5,            # root mean square of the data; vp needs it only in losses
                  unet:torch.nn.Module|None=None, # `UNet2DModel` to be used as it is; None: a fresh one
                  **more:Any,                     # what it knows of noise (see `NOISE`); of `UNet2DModel`
                 ):
         check_choice('kind', kind, KINDS)
+        prediction_type = KINDS[kind][0] if prediction_type is None else prediction_type
         check_choice(f'prediction_type of kind {kind}', prediction_type, KINDS[kind])
-        noise, log_sigmas = _known_noise(kind, more)
+        noise, log_sigmas = known_noise(kind, more)
         more = {k: v for k, v in more.items() if k not in noise}
         if unet is None: unet = unet2d(more)
         elif extra := more.keys() - {'sample_size'}:
@@ -204,8 +221,8 @@ class DiffusersUNet(Preconditioned):
 
 # %% ../nbs/15_pipelines.ipynb #4efb7439
 @patch
-def keep_levels(self:DiffusersUNet, log_sigmas, noise): # as of `_known_noise`
-    "Take note of the range of noise levels, and of those of the time steps in kind vp."
+def keep_levels(self:DiffusersUNet, log_sigmas, noise): # as of `known_noise`
+    "Take note of the range of noise levels, and of those of the time steps."
     ends = noise.values() if log_sigmas is None else log_sigmas[[0, -1]].exp().tolist()
     low, high, *_ = map(float, ends)
     check_that(low < high, 'sigma_max', high, f'above sigma_min, {low}')
@@ -218,13 +235,14 @@ def keep_levels(self:DiffusersUNet, log_sigmas, noise): # as of `_known_noise`
 def coefficients(self:DiffusersUNet, sigma):
     c = self.config
     if c['kind'] == 'vp': return as_vp(sigma, self.log_sigmas, c['prediction_type'])
+    if c['kind'] == 'flow': return as_flow(sigma, c['n_timesteps'])
     if c['kind'] == 'edm': return as_edm(sigma, self.sigma_data, c['prediction_type'], c['time_scale'])
     return as_consistency(sigma, self.sigma_data, c['sigma_min'], c['time_scale'])
 
 @patch
 def weight(self:DiffusersUNet, sigma):
-    if self.config['kind'] == 'vp': return self.coefficients(sigma)[1]**-2
-    return Preconditioned.weight(self, sigma) # as EDM writes it
+    if self.log_sigmas is None: return Preconditioned.weight(self, sigma) # as EDM writes it
+    return self.coefficients(sigma)[1]**-2
 
 @patch
 def checkpointing(self:DiffusersUNet, on:bool=True):
@@ -244,12 +262,13 @@ VP = ('DDPM DDPMParallel DDIM DDIMParallel PNDM DEISMultistep DPMSolverMultistep
       'KDPM2Discrete KDPM2AncestralDiscrete LCM TCD SASolver').split()
 SCHEDULERS = ({f'{name}Scheduler': 'vp' for name in VP}    # and the kind of network of each
               | dict(EDMEulerScheduler='edm', EDMDPMSolverMultistepScheduler='edm',
-                     CMStochasticIterativeScheduler='consistency'))
+                     CMStochasticIterativeScheduler='consistency')
+              | {f'FlowMatch{name}Scheduler': 'flow' for name in ('EulerDiscrete', 'HeunDiscrete', 'LCM')})
 OURS = dict(num_train_timesteps='n_timesteps', rescale_betas_zero_snr='zero_snr')    # their words, ours
 NEEDED = 'beta_schedule', 'beta_start', 'beta_end', 'n_timesteps'    # of kind vp
 FACTS = dict(vp=('prediction_type', *NOISE['vp']), edm=('prediction_type', 'sigma_data', *RANGE),
-             consistency=('sigma_data', *RANGE))
-OTHERWISE = dict(use_flow_sigmas=False, timestep_type='discrete')    # anything else makes another network
+             consistency=('sigma_data', *RANGE), flow=('prediction_type', 'n_timesteps'))
+OTHERWISE = dict(invert_sigmas=False, timestep_type='discrete')    # anything else makes another network
 OLD = 'predict_epsilon', 'timestep_values', 'tensor_format'    # the first is used, the others say nothing
 
 # %% ../nbs/15_pipelines.ipynb #3b1acf1b
@@ -280,7 +299,7 @@ def scheduler_facts(scheduler:Any, # scheduler, or the content of its `scheduler
     name, config = type(scheduler).__name__, getattr(scheduler, 'config', {})
     if isinstance(scheduler, dict):
         name, config = printable(scheduler.get('_class_name'))[:80], scheduler
-    theirs = SCHEDULERS.get(name)
+    theirs = 'flow' if config.get('use_flow_sigmas') else SCHEDULERS.get(name)
     if theirs is None and kind is None:
         raise ValueError(f"cannot read a network's kind from {name}: expected {', '.join(SCHEDULERS)}; "
                          "or give `kind=`, and leave the scheduler out if its numbers are no use")
@@ -288,6 +307,7 @@ def scheduler_facts(scheduler:Any, # scheduler, or the content of its `scheduler
         raise ValueError(f"the scheduler belongs to a network of kind {theirs}, not {kind!r}: leave one out")
     if kind is None: check_known(name, config)
     config = (scheduler_defaults(name) if theirs else {}) | dict(config)
+    if theirs == 'flow': config['prediction_type'] = 'flow_prediction'    # which they do not say
     if config.get('predict_epsilon') is False: config['prediction_type'] = 'sample'    # as it once was said
     kind = kind or theirs
     known = {OURS.get(k, k): v for k, v in config.items()} | given
@@ -302,7 +322,7 @@ def scheduler_facts(scheduler:Any, # scheduler, or the content of its `scheduler
 # %% ../nbs/15_pipelines.ipynb #848e48d2
 def from_unet(unet:torch.nn.Module, # `UNet2DModel`; used as it is, not copied
               scheduler:Any=None,   # its pipeline's, or what its configuration file holds; None: give `kind`
-              kind:str|None=None,   # 'vp', 'edm' or 'consistency'; None: the scheduler's
+              kind:str|None=None,   # one of `KINDS`; None: the scheduler's
               **facts:Any,          # other arguments of `DiffusersUNet`, before the scheduler's
              )->DiffusersUNet:
     "A U-Net of diffusers and its scheduler as a denoiser."

@@ -45,7 +45,8 @@ from .pretraining import Pretraining
 from .recipes import n_parameters
 from .runs import Checkpoints, Run, adam, drive
 from .samplers import calls_of, is_denoiser
-from .text import ask_by, encode_prompts, export, is_pipeline, load_text_pipeline, read_texts
+from .text import (ask_by, encode_prompts, export, is_pipeline, load_text_pipeline, network_part,
+                          read_texts, takes_prompts)
 
 # %% ../nbs/43_stages.ipynb #4c8522f8
 def engine_of(compute:Compute, # options of how to compute
@@ -291,16 +292,18 @@ def read_edm(file:Path, # official checkpoint, or weights alone
     raise why
 
 # %% ../nbs/43_stages.ipynb #a88419ff
-def read_painter(folder:Path,       # of a text-to-image pipeline
-                 prompts:Path|None, # file of text, a prompt a line
+def read_painter(folder:Path,       # of a pipeline of latents
+                 prompts:Path|None, # file of text, a prompt a line; None: it is asked by labels
                  sigma_data:float|None, # root mean square of its latents; None: 1
                  bf16:bool,         # keep its weights in bf16
                 )->nn.Module:       # a denoiser of latents, not training
-    "Read a text-to-image pipeline, and encode the prompts that it will be asked."
-    if prompts is None:
-        raise ValueError(f"{folder} is a text-to-image pipeline, whose prompts are encoded once: name a file "
-                         "of text, a prompt a line, by --prompts")
-    encoded = encode_prompts(folder, read_texts(prompts), device=engine_of(Compute()).device)
+    "Read a pipeline of latents, and encode the prompts that it will be asked, if it is asked by such."
+    if (prompts is None) == takes_prompts(folder):
+        wants = ('labels: leave --prompts out', 'prompts, which are encoded once: name a file of text, '
+                 'a prompt a line, by --prompts')[prompts is None]
+        raise ValueError(f"{folder} is a pipeline that is asked by {wants}")
+    device = engine_of(Compute()).device
+    encoded = None if prompts is None else encode_prompts(folder, read_texts(prompts), device=device)
     dtype = torch.bfloat16 if bf16 else torch.float32
     return load_text_pipeline(folder, encoded, 1. if sigma_data is None else sigma_data, dtype)
 
@@ -320,7 +323,7 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a
                                 "a file of weights or a folder of diffusers")
     if is_pipeline(file): module = read_painter(file, prompts, sigma_data, bf16)
     elif (prompts, sigma_data, bf16) != (None, None, False):
-        raise ValueError(f"--prompts, --sigma-data and --bf16 are for text-to-image pipelines, and {file} is "
+        raise ValueError(f"--prompts, --sigma-data and --bf16 are for pipelines of latents, and {file} is "
                          "none: leave them out")
     elif file.is_dir(): module = load_pipeline(file, kind)
     else: module = read_edm(file, key, network_config(network))
@@ -360,10 +363,10 @@ def import_(options:Import
     with RunFolder(options.out).begin(options.settings(), None, options.resume, source, inputs) as folder:
         if folder.result: return folder.result
         stay = {}
-        if options.prompts:    # what has such is referred to
+        if hasattr(module, 'use_prompts'):    # a pipeline of latents is referred to
             module.prompts.save(folder/'prompts.safetensors')
             module.use_prompts(module.prompts)
-            stay = {'net.': weights_in(options.file/'unet')}
+            stay = {'net.': weights_in(options.file/network_part(options.file))}
         folder.save('teacher', module, stay)
         family = next((module.config[k] for k in ('model_type', 'kind', 'family') if k in module.config), '')
         row = dict(network=type(module).__name__, family=family, parameters=n_parameters(module),

@@ -174,6 +174,14 @@ def text_config():
     return {k: v for k, v in text_unet().config.items() if not k.startswith("_")}
 
 
+def transformer():
+    return importlib.import_module("tiny_pipelines").dit().transformer
+
+
+def old_config():
+    return {k: v for k, v in transformer().config.items() if not k.startswith("_")}
+
+
 def prompts():
     return module("text").Prompts(**{k: make() for k, make in PROMPTS.items()})
 
@@ -798,6 +806,7 @@ SPECIAL = {
     ),
     "pipelines.unet_labels": dict(unet=diffusers_unet, cond=lambda: None, **IMAGES),
     "pipelines.DiffusersUNet": dict(kind=lambda: "vp", unet=diffusers_unet),
+    "pipelines.known_noise": dict(kind=lambda: "flow", said=dict),
     "pipelines.scheduler_facts": dict(scheduler=lambda: __import__("diffusers").DDPMScheduler()),
     "pipelines.from_unet": dict(unet=diffusers_unet, kind=lambda: "vp"),
     "pipelines.parts_in": dict(index=lambda: WORLD / "index.json"),
@@ -924,12 +933,18 @@ SPECIAL = {
         dict(folder=lambda: WORLD / "text", part=lambda: "text_encoder"),
     ),
     "text.encode_prompts": dict(folder=lambda: WORLD / "text"),
+    **dict.fromkeys(("text.takes_prompts", "text.network_part"), dict(folder=lambda: WORLD / "text")),
+    "text.encoding_options": dict(encoder=lambda: importlib.import_module("tiny_pipelines").sd()),
+    "text.class_prompts": dict(names=lambda: ["a", "b"]),
+    "text.old_net": dict(config=old_config),
+    "text.class_names": dict(index=lambda: dict(_class_name="DiTPipeline"), net=transformer),
+    "text.Family": dict(needs=lambda: dict, ask=lambda: print, side=lambda: 1),
     "text.unet_needs": dict(config=lambda: dict(text_unet().config)),
     "text.build_net": dict(family=lambda: "UNet2DConditionModel", config=text_config),
-    "text.latent_shape": dict(net=text_unet),
-    "text.LatentNetwork": dict(net=text_unet, n_classes=lambda: None),
+    "text.latent_shape": dict(net=text_unet, size=lambda: 8),
+    "text.LatentNetwork": dict(net=text_unet, n_classes=lambda: None, size=lambda: 8),
     "text.check_rows": dict(rows=lambda: dict(text=randn(4, 77, 32)), needs=lambda: dict(text=(None, 32))),
-    "text.load_text_pipeline": dict(folder=lambda: WORLD / "text", prompts=lambda: prompts()),
+    "text.load_text_pipeline": dict(folder=lambda: WORLD / "text", prompts=lambda: prompts(), size=lambda: 8),
     "text.decode": dict(latents=lambda: randn(2, 4, 8, 8), vae=lambda: WORLD / "text"),
     "text.copy_parts": dict(source=lambda: WORLD / "text", folder=new_folder),
     "text.write_network": dict(network=latents, folder=new_folder),

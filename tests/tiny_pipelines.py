@@ -132,16 +132,9 @@ def sdxl(force_zeros_for_empty_prompt=True):
 
 def dit():
     """A pipeline of another family, whose transformer wants ImageNet's labels."""
-    with seeded(5):
-        transformer = diffusers.DiTTransformer2DModel(
-            sample_size=8,
-            num_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            out_channels=8,
-            num_embeds_ada_norm=1000,
-        )
-    return diffusers.DiTPipeline(transformer=transformer, vae=vae(0.18215), scheduler=scheduler())
+    sizes = dict(HEADS, sample_size=8, out_channels=8, num_embeds_ada_norm=1000)
+    network = transformer("DiTTransformer2DModel", **sizes)
+    return quiet(diffusers.DiTPipeline(transformer=network, vae=vae(0.18215), scheduler=scheduler()))
 
 
 def unconditional():
@@ -150,3 +143,135 @@ def unconditional():
         blocks = dict(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
         network = diffusers.UNet2DModel(**BLOCKS, **blocks)
     return diffusers.DDPMPipeline(unet=network, scheduler=diffusers.DDPMScheduler())
+
+
+# Transformers
+
+
+def t5_tokenizer():
+    """T5's, with a vocabulary of single letters."""
+    letters = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", -9.0),
+        ("▁", -2.0),
+        *((c, -1.0) for c in map(chr, range(33, 127))),
+    ]
+    return transformers.T5Tokenizer(vocab=letters, extra_ids=0)
+
+
+def t5_encoder():
+    sizes = dict(d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, vocab_size=len(t5_tokenizer()))
+    with seeded(8):
+        return transformers.T5EncoderModel(transformers.T5Config(**sizes)).eval()
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def transformer(name, **sizes):
+    """One whose output is not zero, as it is at first in some classes."""
+    with seeded(9):
+        made = getattr(diffusers, name)(**sizes).eval()
+        for p in made.parameters():
+            if not p.any():
+                p.data.normal_(std=0.2)
+        return made
+
+
+HEADS = dict(num_attention_heads=2, attention_head_dim=8, num_layers=1)
+
+
+def pixart(**more):
+    sizes = HEADS | dict(sample_size=8, out_channels=8, cross_attention_dim=16, caption_channels=32) | more
+    return quiet(
+        diffusers.PixArtAlphaPipeline(
+            tokenizer=t5_tokenizer(),
+            text_encoder=t5_encoder(),
+            vae=vae(0.18215),
+            transformer=transformer("PixArtTransformer2DModel", **sizes),
+            scheduler=diffusers.DDIMScheduler(
+                clip_sample=False, timestep_spacing="trailing"
+            ),  # its last step is D
+        )
+    )
+
+
+def sd3():
+    sizes = HEADS | dict(sample_size=8, in_channels=4, out_channels=4, joint_attention_dim=64)
+    sizes |= dict(caption_projection_dim=16, pooled_projection_dim=64, pos_embed_max_size=8)
+    return quiet(
+        diffusers.StableDiffusion3Pipeline(
+            transformer=transformer("SD3Transformer2DModel", **sizes),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=vae(1.5305),
+            text_encoder=text_encoder(projected=True),
+            tokenizer=tokenizer(),
+            text_encoder_2=text_encoder(projected=True),
+            tokenizer_2=tokenizer(),
+            text_encoder_3=wide_t5_encoder(),
+            tokenizer_3=t5_tokenizer(),
+        )
+    )
+
+
+def wide_t5_encoder():
+    sizes = dict(d_model=64, d_kv=8, d_ff=37, num_layers=2, num_heads=4, vocab_size=len(t5_tokenizer()))
+    with seeded(8):
+        return transformers.T5EncoderModel(transformers.T5Config(**sizes)).eval()
+
+
+def flux(guidance_embeds=True):
+    sizes = dict(patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16)
+    sizes |= dict(
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8)
+    )
+    return quiet(
+        diffusers.FluxPipeline(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+            vae=vae(0.3611),
+            text_encoder=text_encoder(),
+            tokenizer=tokenizer(),
+            text_encoder_2=t5_encoder(),
+            tokenizer_2=t5_tokenizer(),
+            transformer=transformer("FluxTransformer2DModel", guidance_embeds=guidance_embeds, **sizes),
+        )
+    )
+
+
+def sana():
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *map(chr, range(33, 127))]
+    tokens = transformers.GemmaTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[])
+    sizes = dict(head_dim=8, hidden_size=16, intermediate_size=8, num_attention_heads=2, num_hidden_layers=1)
+    config = transformers.Gemma2Config(num_key_value_heads=2, vocab_size=len(words), **sizes)
+    with seeded(10):
+        encoder = transformers.Gemma2Model(config).eval()
+        dc = diffusers.AutoencoderDC(
+            in_channels=3,
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            scaling_factor=0.41407,
+        ).eval()
+    sizes = HEADS | dict(sample_size=8, in_channels=4, out_channels=4, num_cross_attention_heads=2)
+    sizes |= dict(cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16)
+    return quiet(
+        diffusers.SanaPipeline(
+            tokenizer=tokens,
+            text_encoder=encoder,
+            vae=dc,
+            transformer=transformer("SanaTransformer2DModel", **sizes),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+    )
