@@ -1,5 +1,6 @@
 """Downloads against a web server on this machine: cut, resumed, refused, altered, stalled, two at once, on a
 full disk; and teachers by their names, as typed."""
+import io
 import os
 import resource
 import shutil
@@ -166,6 +167,7 @@ def test_odd_leftovers(cache, part, note):
     elif note is not None: (cache / "a.pkl.part.json").write_bytes(note)
     with serve({"a.pkl": CONTENT}) as server:
         assert get(server).read_bytes() == CONTENT
+        if part.startswith(CONTENT): assert ranges(server) == [f"bytes={len(CONTENT) - 1}-"]
     assert names(cache) == ["a.pkl", "a.pkl.sha256"]
 
 
@@ -256,6 +258,29 @@ def test_two_processes_at_once(cache, capfd):
         assert other.communicate(timeout=60) and other.returncode == 0
     assert "another process is downloading a.pkl: waiting for it" in capfd.readouterr().out
     assert names(cache) == ["a.pkl", "a.pkl.sha256"]
+
+
+def test_the_other_one_throws_it_away(cache):
+    with serve({"a.pkl": CONTENT}, pause=.02) as server:
+        refusals = []
+        def fail(): refusals.append(refused(server, "its makers say", sha256="0" * 64))
+        other = threading.Thread(target=fail)
+        other.start()
+        wait_for(lambda: server.asked)
+        assert get(server).read_bytes() == CONTENT and ranges(server) == [None, None]
+        other.join()
+    assert len(refusals) == 1 and names(cache) == ["a.pkl", "a.pkl.sha256"]
+
+
+class Reluctant(io.FileIO):
+    "A file that takes a little at a time, as one on a nearly full disk does."
+    def write(self, piece): return super().write(piece[:70_000])
+
+
+def test_writes_that_take_a_part(tmp_path):
+    with serve({"a.pkl": CONTENT}) as server, Reluctant(tmp_path / "a", "ab") as out:
+        downloads._receive(f"{server.url}/a.pkl", out, tmp_path / "note", 5.)
+    assert (tmp_path / "a").read_bytes() == CONTENT
 
 
 def test_the_other_process_is_killed(cache, capfd):
