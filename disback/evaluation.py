@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MOST', 'LARGEST', 'RunningMoments', 'own_rows', 'summed', 'joined', 'joined_moments', 'check_statistics',
-           'save_statistics', 'read_array', 'load_statistics', 'quantised', 'Inception', 'fetched', 'inception',
+           'save_statistics', 'read_array', 'load_statistics', 'quantised', 'Inception', 'inception_file', 'inception',
            'InceptionScore', 'inception_score', 'noise_rows', 'Draw', 'looked_at', 'embed', 'take_reference',
            'Yardstick', 'over_seeds', 'conditions', 'measure_samples', 'statement', 'class_accuracy',
            'digit_classifier', 'Clip', 'load_clip', 'clip_score']
 
 # %% ../nbs/32_evaluation.ipynb #429a5ee8
-import http.client, io, math, zipfile
+import io, math, re, zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from .core import (check_calls, check_choice, check_counts, check_number, check_
                           patch, patch_property, printable, stream)
 from .data import Classes, Data, digits
 from .diffusion import as_labels
+from .downloads import fetched
 from .files import digest, file_digest, read_weights, readable, whole
 from .metrics import (as_rows, check_features, check_images, check_moments, count_modes,
                              energy_distance, features_for, frechet_from_moments, modes_of, precision_recall)
@@ -198,18 +199,13 @@ class Inception:
         return self(x)[0]
 
 # %% ../nbs/32_evaluation.ipynb #eef8e69f
-def fetched(url:str,                   # address of a file
-            folder:str|Path|None=None, # where it is kept; None: torch's cache
-           )->Path:                    # where it is
-    "The path of a file that is downloaded once."
-    file = Path(folder or Path(torch.hub.get_dir())/'checkpoints')/url.rsplit('/', 1)[-1]
-    if file.exists(): return file
-    try:
-        with whole(file) as tmp: torch.hub.download_url_to_file(url, str(tmp), progress=False)
-    except (OSError, http.client.HTTPException) as e:    # no network, no such file, no space
-        raise ValueError(f"could not download {url} ({e}): fetch it where there is a network, "
-                         "and give the file as `weights=`") from None
-    return file
+def inception_file(url:str # where torch-fidelity offers its weights
+                  )->Path: # in the cache, or in that of torch, if they are there already
+    "The weights of the Inception network, downloaded once."
+    name, theirs = url.rsplit('/', 1)[-1], Path(torch.hub.get_dir())/'checkpoints'
+    known = re.search(r'-([0-9a-f]{8,64})\.', name)    # by torch.hub's custom a name says its SHA-256
+    try: return fetched(url, theirs if (theirs/name).exists() else None, known and known[1])
+    except ValueError as e: raise ValueError(f"{e}, or give the file as `weights=`") from None
 
 # %% ../nbs/32_evaluation.ipynb #54b96f32
 def inception(weights:str|Path|None=None, # file of the weights; None: torch-fidelity's, downloaded once
@@ -220,7 +216,7 @@ def inception(weights:str|Path|None=None, # file of the weights; None: torch-fid
     except ImportError:
         raise ValueError("FID needs torch-fidelity, which is not installed: "
                          "pip install 'disback[fid]'") from None
-    file, tensors = Path(weights or fetched(theirs.URL_INCEPTION_V3)), io.BytesIO()
+    file, tensors = Path(weights or inception_file(theirs.URL_INCEPTION_V3)), io.BytesIO()
     torch.save(read_weights(readable(file, 'a file of weights', 2**30)), tensors)
     tensors.seek(0)
     try: network = theirs.FeatureExtractorInceptionV3('inception', ['2048', 'logits_unbiased'], tensors)

@@ -170,8 +170,9 @@ class Pretrain(Stage):
 @dataclass(kw_only=True)
 class Import(FromRecipe):
     "Make a run folder of somebody's checkpoint, as pretrain writes it, and execute nothing in it."
-    # official EDM checkpoint (.pkl), weights alone (.safetensors, .pt, .pth) or a folder of diffusers;
-    # a text-to-image pipeline stays where it is, and is referred to
+    # official EDM checkpoint (.pkl), weights alone (.safetensors, .pt, .pth) or a folder of diffusers; or the
+    # name of a published one, which is downloaded once: edm:NAME, edm2:NAME, openai:NAME (edm: alone lists
+    # them); a text-to-image pipeline stays where it is, and is referred to
     file: Positional[Path]
     out: Path                   # run folder to write
     key: str = 'ema'            # which network of an official checkpoint

@@ -27,6 +27,7 @@ from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, ful
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
 from .diffusion import StepNoise
+from .downloads import at_hand
 from .edges import check_denoiser
 from .edm import edm_network, load_edm
 from .engine import Engine
@@ -308,7 +309,7 @@ def read_painter(folder:Path,       # of a pipeline of latents
     return load_text_pipeline(folder, encoded, 1. if sigma_data is None else sigma_data, dtype)
 
 # %% ../nbs/43_stages.ipynb #5c430007
-def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a folder of diffusers
+def read_teacher(file:Path,       # official EDM checkpoint, weights alone, folder of diffusers, or `edm:NAME`
                  key:str='ema',   # which network of an official checkpoint
                  network:str|None=None, # for weights alone: arguments of their EDM network as JSON
                  kind:str|None=None, # of diffusers: 'vp', 'edm', 'consistency'; None: as the scheduler says
@@ -317,10 +318,10 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, or a
                  bf16:bool=False, # of that: keep its weights in bf16, for adapters to correct
                 )->nn.Module:     # a denoiser, not training
     "Read somebody's checkpoint."
-    file = Path(file)
+    file, network = at_hand(file, network)
     if not file.exists():
-        raise FileNotFoundError(f"there is no {file}: give an official checkpoint, "
-                                "a file of weights or a folder of diffusers")
+        raise FileNotFoundError(f"there is no {file}: give an official checkpoint, a file of weights, a "
+                                "folder of diffusers, or a published name (edm: alone lists them)")
     if is_pipeline(file): module = read_painter(file, prompts, sigma_data, bf16)
     elif (prompts, sigma_data, bf16) != (None, None, False):
         raise ValueError(f"--prompts, --sigma-data and --bf16 are for pipelines of latents, and {file} is "

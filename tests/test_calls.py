@@ -692,7 +692,12 @@ SPECIAL = {
     ),
     "evaluation.quantised": IMAGES,
     "evaluation.Inception": dict(sha256=lambda: "0" * 64, version=lambda: "1"),
-    "evaluation.fetched": dict(url=lambda: (WORLD / "plain.json").as_uri()),
+    "evaluation.inception_file": dict(url=lambda: "http://127.0.0.1:9/plain.json"),
+    "downloads.Published": dict(network=lambda: None),
+    "downloads.published": dict(name=lambda: "edm:ffhq-64x64-uncond-vp"),
+    "downloads.check_address": dict(url=lambda: "https://somewhere.org/edm.pkl"),
+    "downloads.fetched": dict(url=lambda: "http://127.0.0.1:9/plain.json", folder=lambda: WORLD),
+    "downloads.at_hand": dict(file=lambda: WORLD / "edm.pkl"),
     "evaluation.inception_score": dict(splits=lambda: 2),
     "evaluation.over_seeds": dict(rows=lambda: [dict(a=1.0), dict(a=2.0)]),
     "evaluation.Yardstick": dict(n=lambda: 8, x=lambda: randn(1, 2)),
@@ -1282,6 +1287,7 @@ def worker(jobs, start, out, folder):
     os.environ |= dict(
         HOME=str(folder),
         TORCH_HOME=str(folder),
+        DISBACK_CACHE=str(folder),
         **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9"),
     )
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
