@@ -340,9 +340,11 @@ class DhariwalUNet(EDMUNet):
 
     def __init__(self,
                  *shape:int,  # `img_resolution, in_channels, out_channels`
+                 adaptive:bool=True, # the embedding scales and shifts in each block; False: it is added
                  **sizes:Any, # other arguments of `EDMUNet`; the defaults of four of them are in `usual`
                 ):
         super().__init__(*shape, **self.usual | sizes)
+        self.block = partial(self.block, adaptive=adaptive)
         self.map_noise = Positional(self.channels)
         self.add_maps(self.channels)
         self.map_label = nn.Linear(self.label_dim, self.c_emb, False) if self.label_dim else None

@@ -247,7 +247,7 @@ def read_weights(file:str|Path # safetensors, or what `torch.save` wrote of a `s
 # %% ../nbs/08_files.ipynb #08f11e10
 REALS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
-def check_weights(module:torch.nn.Module, # where they would go; it may be on the meta device
+def check_weights(module:torch.nn.Module|dict, # where they would go, or its `state_dict`; may be on meta
                   weights:dict[str,torch.Tensor], # by name
                   what:str='these weights', # what they are called in the message
                  )->None:
@@ -255,7 +255,7 @@ def check_weights(module:torch.nn.Module, # where they would go; it may be on th
     def form(t):
         if t is None: return 'absent'
         return f'{tuple(t.shape)}' if t.dtype in REALS else f'{tuple(t.shape)} of {t.dtype}'
-    ours = module.state_dict()
+    ours = module if isinstance(module, dict) else module.state_dict()
     for k in sorted({*ours, *_by_name(weights)}):
         here, there = form(ours.get(k)), form(weights.get(k))
         if here != there:

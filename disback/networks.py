@@ -23,7 +23,7 @@ from .diffusion import as_labels, check_samples, edm_weight, expand, preconditio
 # %% ../nbs/05_networks.ipynb #f2f1b8e1
 NETWORKS = {} # the classes that `build` knows, by name
 HOMES = dict(EDMNetwork='disback.edm', DiffusersUNet='disback.pipelines', # modules that register more
-             Adapted='disback.adapters', LatentNetwork='disback.text')
+             Adapted='disback.adapters', LatentNetwork='disback.text', OpenAIUNet='disback.openai')
 
 def register(cls:type # a class of modules that keep their arguments in `config`
             )->type:  # the class

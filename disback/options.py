@@ -139,13 +139,14 @@ class Stage(FromRecipe):
 # %% ../nbs/40_options.ipynb #08e8e3db
 def network_config(text:str|None # of `--network`
                   )->dict|None:  # the arguments
-    "The arguments of an EDM network, given as JSON."
+    "The arguments of an EDM network, given as JSON; or `openai:` and the name of one of OpenAI's."
     if text is None: return None
+    if text.startswith('openai:'): return dict(openai=text.removeprefix('openai:'))
     try: config = json.loads(text)
     except (ValueError, RecursionError): config = None
     if isinstance(config, dict): return config
     raise ValueError("--network must be the arguments of an EDM network as JSON, such as "
-                     f"'{{\"model_channels\": 32}}', got {text!r}")
+                     f"'{{\"model_channels\": 32}}', or openai:NAME, got {text!r}")
 
 # %% ../nbs/40_options.ipynb #20012925
 @dataclass(kw_only=True)
@@ -176,8 +177,10 @@ class Import(FromRecipe):
     file: Positional[Path]
     out: Path                   # run folder to write
     key: str = 'ema'            # which network of an official checkpoint
-    network: str | None = None  # for weights alone: arguments of the EDM network that they belong to, as JSON
-    # for a folder of diffusers: what its network is, if its scheduler leaves that open
+    # for weights alone: arguments of the EDM network that they belong to, as JSON; or, for a file of OpenAI,
+    # openai:NAME, such as openai:imagenet64; None: as the file's published name says
+    network: str | None = None
+    # what the network is: of a folder of diffusers, if its scheduler leaves that open; of a file of OpenAI
     kind: Literal['vp', 'edm', 'consistency', 'flow'] | None = None
     prompts: Path | None = None # for a text-to-image pipeline: file of text, a prompt a line, to train with
     sigma_data: float | None = None # for a text-to-image pipeline: root mean square of its latents; None: 1

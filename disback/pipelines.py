@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BETAS', 'KINDS', 'RANGE', 'NOISE', 'VP', 'SCHEDULERS', 'OURS', 'NEEDED', 'FACTS', 'OTHERWISE', 'OLD', 'WEIGHTS',
            'RENAMED', 'INDEX', 'betas_of', 'log_sigmas_of', 'timestep', 'as_vp', 'as_edm', 'as_consistency', 'as_flow',
-           'of_diffusers', 'unet2d', 'image_shape', 'unet_labels', 'known_noise', 'DiffusersUNet', 'scheduler_defaults',
-           'check_known', 'scheduler_facts', 'from_unet', 'read_config', 'check_sizes', 'renamed', 'parts_in',
-           'weights_in', 'read_parts', 'read_unet', 'check_pixels', 'load_pipeline']
+           'of_diffusers', 'unet2d', 'image_shape', 'unet_labels', 'known_noise', 'OfKind', 'DiffusersUNet',
+           'scheduler_defaults', 'check_known', 'scheduler_facts', 'from_unet', 'read_config', 'check_sizes', 'renamed',
+           'parts_in', 'weights_in', 'read_parts', 'read_unet', 'check_pixels', 'load_pipeline']
 
 # %% ../nbs/15_pipelines.ipynb #c07d9579
 import importlib, inspect, math, re
@@ -86,7 +86,7 @@ def as_vp(sigma:torch.Tensor,      # noise levels, any shape
 
 # %% ../nbs/15_pipelines.ipynb #7123ab5e
 def as_edm(sigma:torch.Tensor,      # noise levels, any shape
-           sigma_data:float,        # root mean square of the data
+           sigma_data:torch.Tensor|float, # root mean square of the data
            prediction_type:str='epsilon', # or 'v_prediction': the sign of the network is turned
            time_scale:float=1.,     # factor of the time
           )->tuple:                 # `c_skip, c_out, c_in`, time; each of the shape of `sigma`
@@ -96,7 +96,7 @@ def as_edm(sigma:torch.Tensor,      # noise levels, any shape
     return c_skip, c_out, c_in, time_scale * (sigma.clamp_min(0) + 1e-44).log() / 4    # finite at 0
 
 def as_consistency(sigma:torch.Tensor,      # noise levels, any shape
-                   sigma_data:float,        # root mean square of the data
+                   sigma_data:torch.Tensor|float, # root mean square of the data
                    sigma_min:float,         # where the model is the identity
                    time_scale:float=1000.,  # factor of the time
                   )->tuple:                 # `c_skip, c_out, c_in`, time; each of the shape of `sigma`
@@ -154,18 +154,18 @@ def image_shape(config:dict # complete arguments of `UNet2DModel`
     return C, *((size, size) if isinstance(size, int) else size)
 
 # %% ../nbs/15_pipelines.ipynb #781eaac1
-def unet_labels(unet:torch.nn.Module,   # `UNet2DModel`
+def unet_labels(n_classes:int|None,     # of the U-Net
                 x:torch.Tensor,         # what it is asked to denoise, `(B, C, H, W)`
                 cond:torch.Tensor|None, # class labels `(B,)`, or None
                )->torch.Tensor|None:    # `cond`, if the U-Net can be asked so
     "Class labels as a U-Net takes them, or a sentence that says why it does not."
-    if unet.class_embedding is None:
+    if n_classes is None:
         check_that(cond is None, 'cond', cond, 'left out: this is a network without classes')
         return None
     if cond is None:
         raise ValueError("this network was trained with class labels and has none that stands for no class: "
                          "give `cond`, labels (B,)")
-    return as_labels(cond, len(x), unet.config.num_class_embeds).to(x.device)
+    return as_labels(cond, len(x), n_classes).to(x.device)
 
 # %% ../nbs/15_pipelines.ipynb #4efb7436
 RANGE = dict(sigma_min=.002, # that a network was trained for, data units; a consistency model is the identity
@@ -193,9 +193,46 @@ def known_noise(kind:str,  # of `KINDS`
         log_sigmas = log_sigmas_of(betas_of(*schedule) if betas is None else betas, zero_snr).float()
     return facts | dict(trained_betas=None if betas is None else tuple(map(float, betas))), log_sigmas
 
+# %% ../nbs/15_pipelines.ipynb #700f643d
+class OfKind(Preconditioned):
+    "A denoiser that was trained in one of the ways of `KINDS`; its `raw` network is still to be written."
+    def __init__(self,
+                 shape:tuple,         # of one sample, `(C, H, W)`
+                 kind:str,            # 'vp', 'edm', 'consistency' or 'flow'
+                 prediction_type:str|None, # one of its kind's; None: the first
+                 sigma_data:float,    # root mean square of the data
+                 said:dict,           # what it knows of noise, see `NOISE`; other arguments
+                ):
+        check_choice('kind', kind, KINDS)
+        prediction_type = KINDS[kind][0] if prediction_type is None else prediction_type
+        check_choice(f'prediction_type of kind {kind}', prediction_type, KINDS[kind])
+        noise, log_sigmas = known_noise(kind, said)
+        facts = dict(kind=kind, prediction_type=prediction_type, sigma_data=sigma_data)
+        super().__init__(shape, facts | said | noise)
+        ends = noise.values() if log_sigmas is None else log_sigmas[[0, -1]].exp().tolist()
+        low, high, *_ = map(float, ends)
+        check_that(low < high, 'sigma_max', high, f'above sigma_min, {low}')
+        self.sigma_min, self.sigma_max = low, high
+        if log_sigmas is not None: log_sigmas = log_sigmas.to(self.sigma_data.device)
+        self.register_buffer('log_sigmas', log_sigmas, persistent=False)    # arguments, not weights
+
+# %% ../nbs/15_pipelines.ipynb #85404bea
+@patch
+def coefficients(self:OfKind, sigma):
+    c = self.config
+    if c['kind'] == 'vp': return as_vp(sigma, self.log_sigmas, c['prediction_type'])
+    if c['kind'] == 'flow': return as_flow(sigma, c['n_timesteps'])
+    if c['kind'] == 'edm': return as_edm(sigma, self.sigma_data, c['prediction_type'], c['time_scale'])
+    return as_consistency(sigma, self.sigma_data, c['sigma_min'], c['time_scale'])
+
+@patch
+def weight(self:OfKind, sigma):
+    if self.log_sigmas is None: return Preconditioned.weight(self, sigma) # as EDM writes it
+    return self.coefficients(sigma)[1]**-2
+
 # %% ../nbs/15_pipelines.ipynb #4efb7437
 @register
-class DiffusersUNet(Preconditioned):
+class DiffusersUNet(OfKind):
     "A `UNet2DModel` of diffusers as a denoiser."
     def __init__(self,
                  kind:str,                       # 'vp', 'edm', 'consistency' or 'flow'
@@ -205,45 +242,16 @@ class DiffusersUNet(Preconditioned):
                  **more:Any,                     # what it knows of noise (see `NOISE`); of `UNet2DModel`
                 ):
         check_choice('kind', kind, KINDS)
-        prediction_type = KINDS[kind][0] if prediction_type is None else prediction_type
-        check_choice(f'prediction_type of kind {kind}', prediction_type, KINDS[kind])
-        noise, log_sigmas = known_noise(kind, more)
-        more = {k: v for k, v in more.items() if k not in noise}
+        noise = {k: more.pop(k) for k in NOISE[kind] if k in more}
         if unet is None: unet = unet2d(more)
         elif extra := more.keys() - {'sample_size'}:
             raise ValueError(f"unknown argument {min(extra)!r}: the U-Net that is given decides its own")
         more = {k: tuple(v) if isinstance(v, list) else v
                 for k, v in (dict(unet.config) | more).items() if k[0] != '_'}
-        facts = dict(kind=kind, prediction_type=prediction_type, sigma_data=sigma_data) | noise
-        super().__init__(image_shape(more), facts | more)
+        super().__init__(image_shape(more), kind, prediction_type, sigma_data, noise | more)
         self.n_classes, self.unet = more['num_class_embeds'], unet
-        self.keep_levels(log_sigmas, noise)
-
-# %% ../nbs/15_pipelines.ipynb #4efb7439
-@patch
-def keep_levels(self:DiffusersUNet, log_sigmas, noise): # as of `known_noise`
-    "Take note of the range of noise levels, and of those of the time steps."
-    ends = noise.values() if log_sigmas is None else log_sigmas[[0, -1]].exp().tolist()
-    low, high, *_ = map(float, ends)
-    check_that(low < high, 'sigma_max', high, f'above sigma_min, {low}')
-    self.sigma_min, self.sigma_max = low, high
-    if log_sigmas is not None: log_sigmas = log_sigmas.to(self.sigma_data.device)
-    self.register_buffer('log_sigmas', log_sigmas, persistent=False)    # arguments, not weights
 
 # %% ../nbs/15_pipelines.ipynb #1c6158f5
-@patch
-def coefficients(self:DiffusersUNet, sigma):
-    c = self.config
-    if c['kind'] == 'vp': return as_vp(sigma, self.log_sigmas, c['prediction_type'])
-    if c['kind'] == 'flow': return as_flow(sigma, c['n_timesteps'])
-    if c['kind'] == 'edm': return as_edm(sigma, self.sigma_data, c['prediction_type'], c['time_scale'])
-    return as_consistency(sigma, self.sigma_data, c['sigma_min'], c['time_scale'])
-
-@patch
-def weight(self:DiffusersUNet, sigma):
-    if self.log_sigmas is None: return Preconditioned.weight(self, sigma) # as EDM writes it
-    return self.coefficients(sigma)[1]**-2
-
 @patch
 def checkpointing(self:DiffusersUNet, on:bool=True):
     "Let the U-Net forget what its blocks computed, and compute it anew on the way back, or not."
@@ -253,7 +261,7 @@ def checkpointing(self:DiffusersUNet, on:bool=True):
 @patch
 def raw(self:DiffusersUNet, x, time, cond=None):
     if self.config['time_embedding_type'] == 'learned': time = time.round().long()    # a table of whole steps
-    out = self.unet(x, time, class_labels=unet_labels(self.unet, x, cond), return_dict=False)[0]
+    out = self.unet(x, time, class_labels=unet_labels(self.n_classes, x, cond), return_dict=False)[0]
     return out[:, :self.shape[0]]
 
 # %% ../nbs/15_pipelines.ipynb #3b1acf1a

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'source_of', 'bundled', 'allowed', 'judge_for',
            'quality', 'judge_of', 'curves', 'path_figure', 'new_network', 'identity', 'begun', 'pretrain', 'read_edm',
-           'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'starting_level', 'noise_for',
-           'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack', 'trained',
-           'say_classes', 'classes_of', 'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of',
-           'measured', 'evaluate', 'data_to_meet', 'check', 'statistics', 'export_', 'do']
+           'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'starting_level',
+           'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack',
+           'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure',
+           'more_of', 'measured', 'evaluate', 'data_to_meet', 'check', 'statistics', 'export_', 'do']
 
 # %% ../nbs/43_stages.ipynb #e8c41c72
 import time
@@ -36,7 +36,8 @@ from .evaluation import (Draw, class_accuracy, clip_score, digit_classifier, emb
 from .files import digest, file_digest, save_state, write_json
 from .folders import RunFolder, load_path
 from .metrics import Judge, modes_of
-from .networks import Guided, OneStep, ResMLP, UNet, check_null, device_of, seeded
+from .networks import Guided, OneStep, ResMLP, UNet, check_null, device_of, in_words, seeded
+from .openai import load_openai, published
 from .options import (Backtrack, Check, Compute, Degrade, Evaluate, Export, Import, Options, Pretrain,
                              Sample, Statistics, kind_of, network_config)
 from .paths import MANIFEST, DegradationPath
@@ -292,6 +293,22 @@ def read_edm(file:Path, # official checkpoint, or weights alone
         except ValueError as other: why = other if 'does not hold weights' in str(error) else error
     raise why
 
+# %% ../nbs/43_stages.ipynb #87da079f
+def read_file(file:Path, # official checkpoint, or weights alone
+              key:str,   # which network of an official checkpoint
+              config:dict|None, # of weights alone: arguments of the network; `openai`, of which it is one
+              kind:str|None,    # of OpenAI's: 'edm' or 'consistency', if the file's name does not say it
+             )->nn.Module: # a denoiser
+    "Read a network from one file; one that OpenAI published is known by its name."
+    config = dict(config or {})
+    if 'openai' in config:
+        with in_words("--network does not describe a network of OpenAI's"):
+            return load_openai(file, config.pop('openai'), kind, **config)
+    if published(file) is None: return read_edm(file, key, config or None)
+    if config:    # a recipe's, which describes the network in another form
+        with suppress(ValueError): return read_edm(file, key, config)
+    return load_openai(file, None, kind)
+
 # %% ../nbs/43_stages.ipynb #a88419ff
 def read_painter(folder:Path,       # of a pipeline of latents
                  prompts:Path|None, # file of text, a prompt a line; None: it is asked by labels
@@ -311,8 +328,8 @@ def read_painter(folder:Path,       # of a pipeline of latents
 # %% ../nbs/43_stages.ipynb #5c430007
 def read_teacher(file:Path,       # official EDM checkpoint, weights alone, folder of diffusers, or `edm:NAME`
                  key:str='ema',   # which network of an official checkpoint
-                 network:str|None=None, # for weights alone: arguments of their EDM network as JSON
-                 kind:str|None=None, # of diffusers: 'vp', 'edm', 'consistency'; None: as the scheduler says
+                 network:str|None=None, # for weights alone: see `network_config`
+                 kind:str|None=None, # 'vp', 'edm', 'consistency'; None: as a scheduler or a file's name says
                  prompts:Path|None=None, # of a text-to-image pipeline: file of text, a prompt a line
                  sigma_data:float|None=None, # of that: root mean square of its latents; None: 1
                  bf16:bool=False, # of that: keep its weights in bf16, for adapters to correct
@@ -327,7 +344,7 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, fold
         raise ValueError(f"--prompts, --sigma-data and --bf16 are for pipelines of latents, and {file} is "
                          "none: leave them out")
     elif file.is_dir(): module = load_pipeline(file, kind)
-    else: module = read_edm(file, key, network_config(network))
+    else: module = read_file(file, key, network_config(network), kind)
     if all(v.isfinite().all() for v in module.state_dict().values()): return module
     raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
 
@@ -408,7 +425,8 @@ def noise_for(options:Degrade|Backtrack,
              )->Callable|None:   # `(n, generator) -> levels`; None: a run's own
     "The noise levels of training that options name."
     if options.noise == 'lognormal': return None
-    if hasattr(network, 'log_sigmas'): return StepNoise(network.log_sigmas.exp())
+    levels = getattr(network, 'log_sigmas', None)
+    if levels is not None: return StepNoise(levels.exp())
     raise ValueError("--noise steps is for teachers with a schedule of time steps, and this "
                      f"{type(network).__name__} has none: leave it out")
 

@@ -24,8 +24,8 @@ from .data import Classes
 from .diffusion import as_labels, check_samples
 from .files import load_state, readable, save_state, write_json
 from .networks import Preconditioned, check_list, in_words, register
-from .pipelines import (FACTS, KINDS, NOISE, OURS, WEIGHTS, as_flow, as_vp, known_noise, of_diffusers,
-                               parts_in, read_config, read_unet, scheduler_facts, timestep, weights_in)
+from .pipelines import (FACTS, NOISE, OURS, WEIGHTS, OfKind, of_diffusers, parts_in, read_config,
+                               read_unet, scheduler_facts, timestep, weights_in)
 
 # %% ../nbs/17_text.ipynb #5aa51708
 _VAE, _CLIP = 'AutoencoderKL', 'CLIPTextModelWithProjection'
@@ -426,13 +426,14 @@ def dtype_of(net:nn.Module # any
 
 # %% ../nbs/17_text.ipynb #5aa517ab
 @register
-class LatentNetwork(Preconditioned):
+class LatentNetwork(OfKind):
     "A network of diffusers that looks at a prompt or a class, as a denoiser of latents."
     null = True    # label -1 is the empty prompt
 
     def __init__(self,
                  family:str='UNet2DConditionModel',    # of `FAMILIES`
-                 prediction_type:str='epsilon',        # or 'v_prediction', 'sample', 'flow_prediction'
+                 kind:str='vp',                        # or 'flow'
+                 prediction_type:str|None=None,        # one of its kind's; None: the first
                  sigma_data:float=1.,                  # root mean square of the latents
                  prompts:Prompts|Path|None=None,       # what labels stand for; or their file
                  n_classes:int|None=None,              # how many prompts, and which; None: `prompts` knows
@@ -442,21 +443,17 @@ class LatentNetwork(Preconditioned):
                  **more:Any,                           # what it knows of noise, see `NOISED`; its arguments
                 ):
         check_choice('family', family, FAMILIES)
-        check_choice('prediction_type', prediction_type, KINDS['vp'] + KINDS['flow'])
+        check_choice('kind', kind, ('vp', 'flow'))
         check_choice('dtype', dtype, DTYPES)
-        kind = 'flow' if prediction_type in KINDS['flow'] else 'vp'
-        noise, ladder = known_noise(kind, NOISED | more)
         config = {k: v for k, v in more.items() if k not in NOISE['vp']}
         if net is None: net = nn.Module.to(build_net(family, config), DTYPES[dtype])    # diffusers' own warns
         for part in net.modules():    # labels are left out by whoever trains, if at all
             if hasattr(part, 'token_drop'): part.dropout_prob = 0
-        facts = dict(family=family, prediction_type=prediction_type, sigma_data=sigma_data, prompts=None,
-                     dtype=dtype_of(net), n_classes=n_classes, size=size)
-        config = {k: v for k, v in dict(net.config).items() if k[0] != '_'}
-        super().__init__(latent_shape(net, size), facts | noise | config)
+        facts = dict(family=family, prompts=None, dtype=dtype_of(net), n_classes=n_classes, size=size)
+        facts |= {k: v for k, v in dict(net.config).items() if k[0] != '_'}
+        facts |= {k: v for k, v in (NOISED | more).items() if k in NOISE[kind]}
+        super().__init__(latent_shape(net, size), kind, prediction_type, sigma_data, facts)
         self.net, self.needs, self.prompts = net, FAMILIES[family].needs(net.config), None
-        self.sigma_min, self.sigma_max = ladder[[0, -1]].exp().tolist()
-        self.register_buffer('log_sigmas', ladder.to(self.sigma_data.device), persistent=False)
         self.use_prompts(prompts)
 
 # %% ../nbs/17_text.ipynb #5aa51721
@@ -491,19 +488,6 @@ def check_rows(rows:dict,  # embeddings by name
     check_that(fits, 'embeddings', given, f'those that this network was made for, {wanted}')
 
 # %% ../nbs/17_text.ipynb #5aa51722
-@patch
-def coefficients(self:LatentNetwork, sigma):
-    c = self.config
-    if c['prediction_type'] in KINDS['flow']: return as_flow(sigma, c['n_timesteps'])
-    return as_vp(sigma, self.log_sigmas, c['prediction_type'])
-
-@patch
-def weight(self:LatentNetwork,
-           sigma:torch.Tensor # noise levels, any shape
-          )->torch.Tensor:    # of the same shape
-    "Weight of the squared error of `D` in the loss that trained the network, `1 / c_out**2`."
-    return self.coefficients(sigma)[1]**-2
-
 @patch
 def forward(self:LatentNetwork, x, sigma, cond=None, **more): # `cond`: labels, None, or embeddings by name
     if isinstance(cond, dict): cond, more = None, more | dict(rows=cond)
@@ -578,7 +562,7 @@ def load_text_pipeline(folder:str|Path, # of a pipeline on this machine
     if not isinstance(prompts, Prompts) and prompts is not None: prompts = encode_prompts(folder, prompts)
     with in_words(f"{printable(folder)} does not describe a network with its scheduler, get it anew"):
         facts = scheduler_facts(scheduler)
-        check_choice(f'kind of network in {printable(folder)}', facts.pop('kind'), ['vp', 'flow'])
+        check_choice(f'kind of network in {printable(folder)}', facts['kind'], ['vp', 'flow'])
         make = {family: functools.partial(build_net, family) for family in FAMILIES} | {_ONCE: old_net}
         net = read_unet(folder/network_part(folder)/'config.json', make)
         if prompts is None: prompts = class_prompts(class_names(index, net))

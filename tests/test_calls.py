@@ -40,6 +40,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import openai_reference  # noqa: E402
 from official_pickle import write_official  # noqa: E402
 
 SECONDS, MEMORY = 5, 6 * 2**30
@@ -164,6 +165,14 @@ def diffusers_unet():
         down_block_types=("DownBlock2D",) * 2,
         up_block_types=("UpBlock2D",) * 2,
     )
+
+
+def openai_unet():
+    return module("openai").OpenAIUNet("edm", **ADM)
+
+
+def openai_weights():
+    return openai_reference.Reference(side=8, channels=128, mult=(1,), blocks=1, attention=()).weights()
 
 
 def text_unet():
@@ -519,6 +528,7 @@ EDM_CONFIG = dict(
     num_blocks=1,
     attn_resolutions=(),
 )
+ADM = dict(img_resolution=8, model_channels=128, channel_mult=(1,), num_blocks=1, attn_resolutions=())
 RACE = dict(data="ring", arms=("disback",), budget=60, teacher_steps=3, record=2, batch=8)
 SMALL = dict(n_steps=lambda: 3, batch=lambda: 4)
 DENOISERS = dict(
@@ -768,6 +778,18 @@ SPECIAL = {
         for name in ("Degrade", "Backtrack", "Sample", "Evaluate", "Export")
     },
     "options.Check": dict(teacher=lambda: WORLD / "teacher"),
+    "openai.OpenAIUNet": {k: (lambda v: lambda: v)(v) for k, v in ADM.items()}
+    | dict(kind=lambda: "edm", noise=dict),
+    **dict.fromkeys(
+        ("openai.places", "openai.their_names", "openai.our_weights"),
+        dict(unet=lambda: openai_unet().unet, weights=openai_weights),
+    ),
+    "openai.by_channel": dict(t=lambda: torch.arange(384.0)),
+    "openai.published": dict(file=lambda: WORLD / "edm_imagenet64_ema.pt"),
+    "openai.chosen": dict(file=lambda: WORLD / "edm_imagenet64_ema.pt"),
+    "openai.load_openai": dict(
+        file=lambda: WORLD / "edm_imagenet64_ema.pt", changes=lambda: ADM | dict(n_classes=None)
+    ),
     "options.in_words": dict(default=lambda: 1.0),
     "options.network_config": dict(text=lambda: "{}"),
     "paths.DegradationPath": dict(nodes=lambda: path().nodes),
@@ -809,7 +831,10 @@ SPECIAL = {
     **dict.fromkeys(
         ("pipelines.unet2d", "pipelines.image_shape", "pipelines.check_sizes"), dict(config=unet_config)
     ),
-    "pipelines.unet_labels": dict(unet=diffusers_unet, cond=lambda: None, **IMAGES),
+    "pipelines.OfKind": dict(
+        shape=lambda: (3, 8, 8), kind=lambda: "vp", prediction_type=lambda: "epsilon", said=dict
+    ),
+    "pipelines.unet_labels": dict(n_classes=lambda: None, cond=lambda: None, **IMAGES),
     "pipelines.DiffusersUNet": dict(kind=lambda: "vp", unet=diffusers_unet),
     "pipelines.known_noise": dict(kind=lambda: "flow", said=dict),
     "pipelines.scheduler_facts": dict(scheduler=lambda: __import__("diffusers").DDPMScheduler()),
@@ -895,6 +920,9 @@ SPECIAL = {
         options=lambda: options(
             "Import", file=WORLD / "edm.safetensors", out=fresh(), network=json.dumps(EDM_CONFIG)
         )
+    ),
+    "stages.read_file": dict(
+        file=lambda: WORLD / "edm.safetensors", config=lambda: dict(EDM_CONFIG), kind=lambda: None
     ),
     "stages.read_edm": dict(
         file=lambda: WORLD / "edm.safetensors", config=lambda: dict(EDM_CONFIG)
@@ -1033,6 +1061,7 @@ def make_world(folder):
         folder / "edm.safetensors", module("edm").edm_network(**EDM_CONFIG).state_dict()
     )
     write_official(folder / "edm.pkl", module("edm").edm_network(**EDM_CONFIG), "EDMPrecond", EDM_CONFIG)
+    torch.save(openai_weights(), folder / "edm_imagenet64_ema.pt")
     (folder / "recipe.toml").write_text("title = 'a recipe'")
     for c in "ab":
         (folder / "classes" / c).mkdir(parents=True)
