@@ -243,3 +243,24 @@ def test_from_a_folder_to_pictures(name, tmp_path, capfd, monkeypatch):
         assert not disback("sample", "--run", ways[1], "--classes", 0, 1, "--n", 2, "--out", f"{ways[1]}/s")
         assert load_state(f"{ways[1]}/s/samples.safetensors")["samples"].shape == (2, 3, 16, 16)
         assert "network of a student to be exported" in refused("export", "--run", ways[1], "--out", "out")
+
+
+def test_a_flow_of_pixels_goes_all_the_way(tmp_path, monkeypatch):
+    """A U-Net with the scheduler of a flow, through every stage, and measured."""
+    from disback.cli import main
+    from disback.folders import RunFolder
+    from disback.pipelines import DiffusersUNet
+
+    monkeypatch.chdir(tmp_path)
+    blocks = dict(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+    sizes = dict(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4)
+    DiffusersUNet("flow", layers_per_block=1, **sizes, **blocks).unet.save_pretrained("pipe/unet")
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained("pipe/scheduler")
+    main(["import", "pipe", "--data", "digits", "--out", "T"])
+    teacher = RunFolder("T").network("teacher")
+    assert teacher.config["kind"] == "flow" and teacher.sigma_max == float("inf")
+    short = ["--n-steps", "4", "--batch", "4"]
+    main(["degrade", "--teacher", "T", *short, "--out", "P"])
+    main(["backtrack", "--path", "P", *short, "--eval-n", "64", "--out", "S"])
+    main(["evaluate", "--run", "S", "--n", "64"])
+    assert RunFolder("S").network("student").denoiser.config["prediction_type"] == "flow_prediction"
