@@ -7,16 +7,16 @@ __all__ = ['SCHEDULES', 'PREDICTIONS', 'LEVELS', 'READINGS', 'Schedule', 'Wrappe
            'from_azula', 'to_azula']
 
 # %% ../nbs/18_edges.ipynb #18ed0003
-import math
+import inspect, math
 from functools import partial
 from typing import Any, Callable, NamedTuple, Sequence
 import torch
 from torch import nn
-from .core import Table, check_calls, check_choice, check_that, patch, stream
-from .diffusion import as_labels, check_samples, expand
+from .core import Table, check_calls, check_choice, check_number, check_that, patch, stream
+from .diffusion import as_labels, check_alike, check_samples, expand
 from .metrics import as_rows
-from .networks import Preconditioned, check_network
-from .samplers import in_parts
+from .networks import Preconditioned, check_network, device_of, in_words, lent
+from .samplers import in_parts, is_denoiser
 
 # %% ../nbs/18_edges.ipynb #18ed0006
 class Schedule(NamedTuple):
@@ -54,6 +54,19 @@ def ends(self:Schedule)->tuple[float, float]: # may be infinite at the end of pu
     alpha = self.alpha(t)
     return tuple((self.sigma(t) / alpha.where(alpha > 1e-12, 0.)).tolist())
 
+@patch
+def check(self:Schedule)->None:
+    "Raise unless the noise level rises from the first time to the last."
+    t = torch.linspace(self.first, self.last, 1001, dtype=torch.double)
+    try: both = torch.stack([self.alpha(t), self.sigma(t)])
+    except Exception as e: both = e    # of somebody's own function
+    good = getattr(both, 'shape', None) == (2, len(t))
+    check_that(good, 'alpha and sigma of a schedule', both, 'functions of a tensor of times, of its shape')
+    level = both[1] / both[0].clamp_min(0)
+    good = (both > -1e-6).all() and level[0] < level[-1] and (level >= .999 * level.cummax(0).values).all()
+    check_that(good, 'a schedule', [f'{v:.3g}' for v in level[::250].tolist()],
+               'one whose noise level, sigma / alpha, rises from time `first` to `last`')
+
 # %% ../nbs/18_edges.ipynb #18ed000b
 PREDICTIONS = dict(epsilon=lambda a, s: (torch.ones_like(a), -s / a),
                    sample=lambda a, s: (torch.zeros_like(a), torch.ones_like(a)),
@@ -74,6 +87,8 @@ class Wrapped(Preconditioned):
                  time_scale:float=1.,   # what it is told is the time, times this
                 ):
         check_choice('prediction', prediction, PREDICTIONS)
+        check_number('time_scale', time_scale, above=0)
+        schedule.check()
         super().__init__(shape, dict(sigma_data=sigma_data, n_classes=n_classes))
         self.network, self.schedule, self.prediction, self.null = network, schedule, prediction, null
         self.time_scale, (self.sigma_min, self.sigma_max) = time_scale, schedule.ends()
@@ -84,7 +99,20 @@ class Wrapped(Preconditioned):
         return tuple(v.to(sigma.dtype) for v in (*PREDICTIONS[self.prediction](a, s), a, self.time_scale * t))
 
     def weight(self, sigma): return self.coefficients(sigma)[1]**-2
-    def raw(self, x, t, cond=None): return self.network(x, t, *([] if self.n_classes is None else [cond]))
+    def ask(self, x, t, cond): return self.network(x, t, *([] if self.n_classes is None else [cond]))
+    def raw(self, x, t, cond=None):
+        if cond is not None:
+            check_that(self.n_classes, 'cond', cond, 'None: the network was said to have no `n_classes`')
+            cond = as_labels(cond, len(x), self.n_classes, self.null)
+        try: said = self.ask(x, t, cond)
+        except RuntimeError as e:
+            own, given = [(v.dtype, v.device) for v in (next(self.network.parameters(), x), x)]
+            if own == given: raise
+            raise ValueError("the network is {} on {}, and was asked in {} on {}: move one to the other, "
+                             "as by `network.float()`".format(*own, *given)) from e
+        good = getattr(said, 'shape', None) == x.shape
+        check_that(good, "the network's answer", said, f'a tensor of the shape of x, {tuple(x.shape)}')
+        return said
 
 # %% ../nbs/18_edges.ipynb #18ed000c
 def as_denoiser(network:nn.Module,      # `network(x_t, t)`, or `network(x_t, t, labels)` if it has classes
@@ -99,6 +127,11 @@ def as_denoiser(network:nn.Module,      # `network(x_t, t)`, or `network(x_t, t,
         schedule = SCHEDULES[schedule]
     shape = getattr(network, 'shape', None) if shape is None else shape
     check_that(shape is not None, 'shape', shape, 'the shape of one sample, such as (3, 32, 32)')
+    words = ('x_t', 't', 'labels')[:2 if facts.get('n_classes') is None else 3]
+    try: inspect.signature(network.forward).bind(*words)
+    except TypeError as e:
+        raise ValueError(f"network must answer to network({', '.join(words)}), labels if it has n_classes, "
+                         f"and says: {e}") from None
     return Wrapped(network, tuple(shape), schedule, prediction, **facts)
 
 # %% ../nbs/18_edges.ipynb #18ed0011
@@ -166,6 +199,20 @@ def _frames_of(ask:Callable, # `(x, sigma, labels)`
     x0, x, y = x0[:36], (x0 + sigma * noise)[:36], None if labels is None else labels[:36]
     return {'clean': x0.cpu(), f'noised, σ = {sigma:.2g}': x.cpu(), 'denoised': ask(x, sigma, y).cpu()}
 
+# %% ../nbs/18_edges.ipynb #18ed0024
+def _asked(denoiser:nn.Module)->Callable: # `(x, labels, sigma)`
+    "How a denoiser is asked, if it is one."
+    check_network('denoiser', denoiser)
+    check_that(is_denoiser(denoiser), 'denoiser', denoiser, 'asked as D(x, sigma, cond=None), no student')
+    with in_words('sigma_data of a denoiser is one number'): scale = float(denoiser.sigma_data)
+    check_number('sigma_data', scale, above=0)
+    def answer(x, y, sigma):
+        with in_words('the denoiser fails when it is asked'):
+            denoised = denoiser(x, torch.full((len(x),), float(sigma)).to(x), y)
+        check_alike(x=x, denoised=denoised)
+        return denoised
+    return answer
+
 # %% ../nbs/18_edges.ipynb #18ed0014
 @torch.no_grad()
 def check_denoiser(denoiser:nn.Module, # `D(x, sigma, cond=None)` with attributes `shape` and `sigma_data`
@@ -174,14 +221,15 @@ def check_denoiser(denoiser:nn.Module, # `D(x, sigma, cond=None)` with attribute
                    seed:int=0,         # of the noise
                   )->Checked:
     "Find out whether a network is a denoiser of these samples, and if not, how it differs."
-    check_network('denoiser', denoiser)
+    answer = _asked(denoiser)
     check_samples(x0, tuple(denoiser.shape), 'samples')
     as_rows(x0, 'samples')    # real numbers, finite, and some
+    x0 = x0.to(device_of(denoiser, x0.device))
     n_classes = getattr(denoiser, 'n_classes', None)
     if labels is not None: labels = as_labels(labels, len(x0), n_classes).to(x0.device)
     g = torch.Generator().manual_seed(stream(seed, 'noise'))
     noise, spread = torch.randn(x0.shape, generator=g).to(x0), (x0 - x0.mean(0)).square().mean().sqrt().item()
-    def answer(x, y, sigma): return denoiser(x, torch.full((len(x),), float(sigma)).to(x), y)
+    check_number('the spread of the samples', spread, above=0)
     def ask(x, sigma, y): return in_parts(partial(answer, sigma=sigma), 256, x, y)
     def off(read, sigma):
         error = (read(ask, x0 + sigma * noise, sigma, labels) - x0).double().square().mean().sqrt().item()
@@ -189,30 +237,36 @@ def check_denoiser(denoiser:nn.Module, # `D(x, sigma, cond=None)` with attribute
     sigmas, readings = [level * spread for level in LEVELS], dict(READINGS)
     if labels is not None and n_classes and n_classes > 1:
         readings |= {f'its labels are moved by {by:+d}': _moved(by, n_classes) for by in (1, -1)}
-    found = {name: [off(read, sigma) for sigma in sigmas] for name, read in readings.items()}
+    with lent(denoiser, training=False):
+        found = {name: [off(read, sigma) for sigma in sigmas] for name, read in readings.items()}
+        frames = _frames_of(ask, x0, noise, spread, labels)
     simple = [min(sigma, spread) for sigma in sigmas]
     mean = {name: sum(v / w for v, w in zip(row, simple)) / len(row) for name, row in found.items()}
     levels = [{'noise level': sigma, 'error': v, 'of x itself': sigma, 'of a blank': spread}
               for sigma, v in zip(sigmas, found['as given'])]
-    frames = _frames_of(ask, x0, noise, spread, labels)
     return Checked(levels, mean, _doubts_of(denoiser, levels, mean, x0), frames)
 
 # %% ../nbs/18_edges.ipynb #18ed001f
+def _schedule_of(theirs:Callable # of azula: `t -> (alpha, sigma)`
+                )->Schedule:
+    "A schedule of azula as one of ours."
+    return Schedule(lambda t: theirs(t)[0], lambda t: theirs(t)[1], 0., 1.)
+
 class _OfAzula(Wrapped):
     "What `from_azula` returns."
     def __init__(self, denoiser, shape, label, sigma_data, n_classes, null):
-        both = denoiser.schedule
-        schedule = Schedule(lambda t: both(t)[0], lambda t: both(t)[1], 0., 1.)
+        schedule = _schedule_of(denoiser.schedule)
         super().__init__(denoiser, shape, schedule, 'sample', sigma_data, n_classes, null)
         self.named = label if callable(label) else lambda labels: {label: labels}
         kinds = {cls.__name__ for part in denoiser.modules() for cls in type(part).__mro__}
         self.one_time = 'GaussianDenoiser' in kinds    # the only one that takes no time for each sample
 
     def weight(self, sigma): return Preconditioned.weight(self, sigma)
-    def raw(self, x, t, cond=None):
-        more = {} if cond is None or self.n_classes is None else self.named(cond)
+    def ask(self, x, t, cond):
+        more = {} if cond is None else self.named(cond)
+        check_that(isinstance(more, dict), 'the answer of `label`', more, 'a dictionary of keywords')
         if not self.one_time: return self.network(x, t, **more).mean
-        return torch.vmap(lambda x, t: self.network(x[None], t, **more).mean[0])(x, t)
+        return torch.vmap(lambda x, t: self.network(x[None], t, **more).mean)(x, t).flatten(0, 1)
 
 # %% ../nbs/18_edges.ipynb #18ed0020
 def from_azula(denoiser:nn.Module,    # a `Denoiser` of azula; used as it is, not copied
@@ -234,6 +288,10 @@ def to_azula(denoiser:nn.Module, # `D(x, sigma, cond=None)`
     try: from azula.denoise import Denoiser, DiracPosterior
     except ImportError:
         raise ValueError("to_azula needs the package azula: pip install 'disback[azula]'") from None
+    _asked(denoiser)
+    known = _schedule_of(schedule)
+    known.check()
+    check_that(math.isfinite(known.ends()[1]), 'schedule', schedule, 'one whose alpha is nowhere zero')
     class Ours(Denoiser):
         def __init__(self):
             super().__init__()

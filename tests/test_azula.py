@@ -108,8 +108,8 @@ def test_a_level_that_pure_noise_is_near_is_answered():
 
 def test_a_gaussian_with_dependent_dimensions():
     x, schedule = randn(1000, 3) @ randn(3, 3, seed=1), RectifiedSchedule()
-    ours = from_azula(GaussianDenoiser(x.mean(0), FullCovariance.from_data(x), schedule), (3,)).to(torch.double)
     C, mean = FullCovariance.from_data(x), x.mean(0).double()
+    ours = from_azula(GaussianDenoiser(x.mean(0), C, schedule), (3,)).to(torch.double)
     C = (C.Q * C.L) @ C.Q.T
     for n in (3, 5):  # as many samples as dimensions, too
         level, at = torch.linspace(0.1, 3, n).double(), randn(n, 3).double()

@@ -649,7 +649,7 @@ SPECIAL = {
     ),
     **dict.fromkeys(
         ("edges.Wrapped", "edges.as_denoiser"),
-        dict(network=lambda: torch.nn.Linear(2, 2), shape=lambda: (2,), prediction=lambda: "flow")
+        dict(network=lambda: torch.nn.Bilinear(2, 1, 2), shape=lambda: (2,), prediction=lambda: "flow")
         | dict(schedule=lambda: module("edges").SCHEDULES["flow"]),
     ),
     "edges.from_azula": dict(denoiser=azula_denoiser),
