@@ -228,8 +228,9 @@ def check_denoiser(denoiser:nn.Module, # `D(x, sigma, cond=None)` with attribute
     n_classes = getattr(denoiser, 'n_classes', None)
     if labels is not None: labels = as_labels(labels, len(x0), n_classes).to(x0.device)
     g = torch.Generator().manual_seed(stream(seed, 'noise'))
-    noise, spread = torch.randn(x0.shape, generator=g).to(x0), (x0 - x0.mean(0)).square().mean().sqrt().item()
-    check_number('the spread of the samples', spread, above=0)
+    noise, x = torch.randn(x0.shape, generator=g).to(x0), x0.double()
+    spread, size = [v.square().mean().sqrt().item() for v in (x - x.mean(0), x)]
+    check_number('the spread of the samples', spread, above=1e-5 * size)
     def ask(x, sigma, y): return in_parts(partial(answer, sigma=sigma), 256, x, y)
     def off(read, sigma):
         error = (read(ask, x0 + sigma * noise, sigma, labels) - x0).double().square().mean().sqrt().item()
