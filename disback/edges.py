@@ -74,6 +74,7 @@ PREDICTIONS = dict(epsilon=lambda a, s: (torch.ones_like(a), -s / a),
                    flow=lambda a, s: (a / (a + s), -s / (a + s)),
                    score=lambda a, s: (torch.ones_like(a), s**2 / a))
 
+# %% ../nbs/18_edges.ipynb #18ed0025
 class Wrapped(Preconditioned):
     "A network of one's own, `network(x_t, t)` or `network(x_t, t, labels)`, as a denoiser."
     def __init__(self,
