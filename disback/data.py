@@ -420,8 +420,9 @@ def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/x,y/...
              )->Data:
     "Load data by its name; of images without official splits, a fixed fifth is held out."
     name = str(name)
+    check_that(name, 'the name of data', name, 'that of a set, or a path')
     if name in POINT_SETS or name.startswith('modes:'):
-        check_that(not labels, 'labels', labels, f'False: {in_short(name)} has none')
+        if labels: raise ValueError(f"{printable(name)} has no labels: leave them out, or name other data")
         data = _points(name)
     elif name == 'digits': data = _from_splits(name, digits('train'), digits('test'), labels, None, 10)
     else: data = _load_images(name, labels, lambda source, within='': Images(
@@ -437,6 +438,7 @@ def full_name(name:str|Path, # a name as `load_data` takes it
              )->str:    # one by which it finds the same data from any working folder
     "Make the paths in a name of data absolute."
     name = str(name)
+    check_that(name, 'the name of data', name, 'that of a set, or a path')
     if name in DATA_NAMES or name.startswith('modes:'): return name
     kind, _, folder = name.partition(':')
     if kind in TORCHVISION: return f"{kind}:{Path(folder or 'data').expanduser().resolve()}"

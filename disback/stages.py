@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional
 from .adapters import Adapted, read_lora
-from .core import Table, check_calls, check_counts, printable, stream
+from .core import Table, check_calls, check_counts, check_memory, printable, stream
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
@@ -289,8 +289,11 @@ def read_edm(file:Path, # official checkpoint, or weights alone
     try: return load_edm(file, key, config)
     except ValueError as error:
         if config is None: raise
-        try: return load_edm(file, key)
+        try: module = load_edm(file, key)
         except ValueError as other: why = other if 'does not hold weights' in str(error) else error
+        else:
+            print(f"{printable(file)} says itself what its network is: what was named is not used")
+            return module
     raise why
 
 # %% ../nbs/43_stages.ipynb #87da079f
@@ -304,7 +307,9 @@ def read_file(file:Path, # official checkpoint, or weights alone
     if 'openai' in config:
         with in_words("--network does not describe a network of OpenAI's"):
             return load_openai(file, config.pop('openai'), kind, **config)
-    if published(file) is None: return read_edm(file, key, config or None)
+    if published(file) is None:
+        if kind: print(f"--kind is for other files: {printable(file)} says itself what it is")
+        return read_edm(file, key, config or None)
     if config:    # a recipe's, which describes the network in another form
         with suppress(ValueError): return read_edm(file, key, config)
     return load_openai(file, None, kind)
@@ -734,6 +739,7 @@ def check(options:Check
         raise ValueError(f"{options.teacher} holds a text-to-image teacher, no data are its latents: "
                          "look at what it draws, `disback sample`")
     module = folder.network('teacher')
+    check_memory('--n', options.n, (8, *module.shape))    # as it is noised, asked and compared
     n_classes, engine, source = getattr(module, 'n_classes', None), engine_of(options.compute), folder.source
     if options.data is not None:    # others than it was trained on may be meant
         size = (None, None) if bundled(options.data) else (module.shape[-1], module.shape[0])

@@ -175,6 +175,13 @@ def openai_weights():
     return openai_reference.Reference(side=8, channels=128, mult=(1,), blocks=1, attention=()).weights()
 
 
+def azula_denoiser():
+    from azula.denoise import KarrasDenoiser
+    from azula.noise import VPSchedule
+
+    return KarrasDenoiser(torch.nn.Linear(2, 2), VPSchedule())
+
+
 def text_unet():
     return importlib.import_module("tiny_pipelines").sd().unet
 
@@ -642,9 +649,11 @@ SPECIAL = {
     ),
     **dict.fromkeys(
         ("edges.Wrapped", "edges.as_denoiser"),
-        dict(network=lambda: torch.nn.Linear(2, 2), shape=lambda: (2,), prediction=lambda: "flow")
+        dict(network=lambda: torch.nn.Bilinear(2, 1, 2), shape=lambda: (2,), prediction=lambda: "flow")
         | dict(schedule=lambda: module("edges").SCHEDULES["flow"]),
     ),
+    "edges.from_azula": dict(denoiser=azula_denoiser),
+    "edges.to_azula": dict(schedule=lambda: azula_denoiser().schedule),
     "edges.Checked": dict(levels=list, readings=dict, doubts=list, frames=dict),
     "edm.normalize": dict(x=lambda: torch.randn(4, 3), dims=lambda: [1]),
     **dict.fromkeys(("edm.mp_sum", "edm.mp_cat"), dict(t=lambda: 0.5)),

@@ -465,6 +465,17 @@ def test_adaptive_compares_with_the_gap_to_the_next_target(nearest):
     assert nodes == ([2] * 2 + [1] * 8 + [0] * 10 if nearest == 2 else [2] * 8 + [1] * 2 + [0] * 10)
 
 
+@pytest.mark.parametrize("tolerance", (1e-12, 1e12))
+def test_adaptive_takes_the_gap_as_many_times_as_its_tolerance_says(tolerance):
+    """Gaps that are reached at once with a tolerance of 1, and here never; and the other way."""
+    path = road(1., [0.] + [tolerance**-.5] * 3)
+    student = moved(OneStep(path.denoiser(0)), 1)
+    itinerary = Adaptive(tolerance, share=.8, every=2)
+    run = Backtracking(student, path, itinerary=itinerary, n_steps=20, batch=BATCH)
+    nodes = [record.node for record in run]
+    assert nodes == ([2] * 8 + [1] * 8 + [0] * 4 if tolerance < 1 else [2] * 2 + [1] * 2 + [0] * 16)
+
+
 def test_adaptive_moves_on_when_the_recent_mismatch_is_below_the_gap():
     tolerance, path = .5, road(1., (0., 3., 3., 1.))
     student, here, node, moves = moved(OneStep(path.denoiser(0)), 1), [], 2, 0

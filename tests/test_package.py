@@ -91,9 +91,10 @@ def test_development_tools_are_required_by_the_dev_extra_alone(wheel):
     required = metadata(wheel).get_all("Requires-Dist")
     core = {re.match(r"[\w.-]+", r)[0].lower() for r in required if "extra ==" not in r}
     assert "torch" in core
-    others = {"nbdev", "fastcore", "execnb", "ghapi", "jupyterlab", "pytest", "diffusers", "torch-fidelity"}
+    others = {"nbdev", "fastcore", "execnb", "ghapi", "jupyterlab", "pytest"}
+    others |= {"diffusers", "torch-fidelity", "azula"}
     assert not core & others
-    assert {"dev", "fid", "diffusers"} <= set(metadata(wheel).get_all("Provides-Extra"))
+    assert {"dev", "fid", "diffusers", "azula"} <= set(metadata(wheel).get_all("Provides-Extra"))
 
 
 def test_every_module_imports_without_development_tools(wheel, unpacked):
