@@ -52,6 +52,7 @@ _ONCE = 'Transformer2DModel'
 _STEMS = dict(vae=WEIGHTS, safety_checker='model', text_encoder='model', text_encoder_2='model',
               text_encoder_3='model')    # of files of weights
 
+# %% ../nbs/17_text.ipynb #5aa51819
 def read_index(folder:Path # of a pipeline
               )->dict:     # its `model_index.json`
     "Read what a pipeline consists of, if it is one of `PIPELINES`."
@@ -262,6 +263,7 @@ def encoding_options(encoder:Any # pipeline of diffusers
     known = dict(prompt_2=None, prompt_3=None, do_classifier_free_guidance=True)
     return options | {k: v for k, v in known.items() if k in asked}
 
+# %% ../nbs/17_text.ipynb #5aa51815
 @torch.no_grad()
 def encode_prompts(folder:str|Path,     # of a pipeline
                    texts:Sequence[str], # prompts
@@ -288,6 +290,7 @@ def encode_prompts(folder:str|Path,     # of a pipeline
         rows['sizes'] = empty['sizes'].expand(len(texts), 6)
     return Prompts(rows, empty, texts)
 
+# %% ../nbs/17_text.ipynb #5aa51816
 def class_prompts(names:Sequence[str] # of the classes, in the order of their labels
                  )->Prompts:
     "The table of a network that takes labels themselves; the one after the last stands for none."
