@@ -201,6 +201,11 @@ def save(pipeline, folder):
     return folder
 
 
+def test_sides_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="size must be multiples of 2"):
+        load_text_pipeline(save(tiny_pipelines.flux(), tmp_path), TEXTS, size=7)
+
+
 def test_schedulers_of_flows(tmp_path):
     """Sana comes with a solver that is told to walk along a flow."""
     pipeline = tiny_pipelines.sana()
