@@ -14,7 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator
 import tyro
-from .core import Table, check_calls, check_schema, check_that, printable
+from . import __version__
+from .core import Table, check_calls, check_choice, check_schema, check_that, printable
 from .options import COMMANDS, Backtrack, Compare, Degrade, Demo, FromRecipe, Options, Pretrain, Run
 if TYPE_CHECKING:
     from disback.data import Data
@@ -295,6 +296,9 @@ def compare(options:Compare
 def do_command(typed:list # what stands behind `disback`
               )->None:
     "Do what was typed."
+    if typed == ['--version']: return print(f'disback {__version__}')
+    if typed and typed[0] not in COMMANDS and typed[0][:1] != '-':
+        check_choice('command', typed[0], COMMANDS, '; disback --help says what each does')
     if not typed or typed[0] not in COMMANDS:    # help, or a mistake: both end here
         tyro.extras.subcommand_cli_from_dict(COMMANDS, args=typed, prog='disback',
                                              description='Distil diffusion models along a path.')

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', '
            'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
-import collections.abc, functools, hashlib, html, inspect, itertools, math, numbers, os, stat, types
+import collections.abc, difflib, functools, hashlib, html, inspect, itertools, math, numbers, os, stat, types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Callable, Iterable, Literal, Union, get_args, get_origin
@@ -80,8 +80,10 @@ def check_choice(name:str,  # what is chosen, for the message
     "Raise a `ValueError` unless `value` is one of the known ones."
     known = [*known]
     if isinstance(value, (str, int, type(None))) and value in known: return
-    names = ', '.join(map(str, known))
-    raise ValueError(f"unknown {name} {in_short(value)}: expected one of {names}{others}")
+    names = [*map(str, known)]
+    near = difflib.get_close_matches(str(value), names, 1)
+    meant = f'; did you mean {near[0]}?' if near else ''
+    raise ValueError(f"unknown {name} {in_short(value)}: expected one of {', '.join(names)}{others}{meant}")
 
 # %% ../nbs/00_core.ipynb #5aa10004
 def stream(seed:int,    # what the user chose, from 0
