@@ -298,7 +298,10 @@ def do_command(typed:list # what stands behind `disback`
     "Do what was typed."
     if typed == ['--version']: return print(f'disback {__version__}')
     if typed and typed[0] not in COMMANDS and typed[0][:1] != '-':
-        check_choice('command', typed[0], COMMANDS, '; disback --help says what each does')
+        try: check_choice('command', typed[0], COMMANDS, '; disback --help says what each does')
+        except ValueError as error:
+            tell(str(error))
+            sys.exit(2)    # as the parser does
     if not typed or typed[0] not in COMMANDS:    # help, or a mistake: both end here
         tyro.extras.subcommand_cli_from_dict(COMMANDS, args=typed, prog='disback',
                                              description='Distil diffusion models along a path.')
