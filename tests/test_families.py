@@ -215,7 +215,7 @@ def test_schedulers_of_flows(tmp_path):
     assert network.config["prediction_type"] == "flow_prediction" and network.sigma_max == float("inf")
 
 
-@pytest.mark.parametrize("name", ["dit", "sd3"])
+@pytest.mark.parametrize("name", ["dit", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_from_a_folder_to_pictures(name, tmp_path, capfd, monkeypatch):
     """By the command line, full weights and corrections."""
     from disback.cli import main

@@ -185,7 +185,7 @@ def refused(capfd, *args):
     return capfd.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("which", ["edm", "consistency", "legacy"])
+@pytest.mark.parametrize("which", ["edm", "consistency", pytest.param("legacy", marks=pytest.mark.slow)])
 def test_from_a_file_to_samples(which, tmp_path, capfd, quick):
     name, facts, _ = KINDS[which]
     file, _, _, said = written(tmp_path, name, **facts)
