@@ -45,7 +45,7 @@ def time(self:Schedule,
         middle = (low + high) / 2
         early = self.sigma(middle) < s * self.alpha(middle)
         low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-    return high
+    return high.where(~s.isnan(), s)    # a level that is no number has a time that is none
 
 @patch
 def ends(self:Schedule)->tuple[float, float]: # may be infinite at the end of pure noise
