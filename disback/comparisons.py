@@ -6,7 +6,7 @@
 __all__ = ['STARTS', 'PLACES', 'OPTIMIZERS', 'CHOICES', 'POINTS', 'IMAGES', 'PROTOCOLS', 'ROWS', 'LINES', 'random_mixture',
            'data_of', 'start', 'Arm', 'parse_arm', 'Protocol', 'parse_task', 'kind_of', 'modules_of', 'file_for',
            'teacher_of', 'relative_cost', 'price_of', 'stage1', 'path_of', 'prepare', 'distance_for', 'look_steps',
-           'follow', 'run_arm', 'run_pair', 'compare', 'bounds_of', 'compute_to', 'median_interval', 'spread',
+           'follow', 'run_arm', 'run_pair', 'compare', 'bounds_of', 'compute_to', 'median_interval', 'ratio', 'spread',
            'compared', 'by_task', 'by_seed', 'summary', 'in_brackets', 'text', 'write_csv', 'arm_styles', 'show_task',
            'show_comparison']
 
@@ -420,12 +420,12 @@ def median_interval(low:list[float], # a number for each seed, or the least that
     return (low[j - 1], high[n - j], 1 - 2 * outside / 2**n) if j else None
 
 # %% ../nbs/31_comparisons.ipynb #27a25ab1
-def _ratio(a:float, # passes
-          b:float, # of the baseline
+def ratio(a:float=math.inf, # passes; infinite: it never arrives
+          b:float=math.inf, # of the baseline
          )->float:
-    "One number over another; nothing of nothing is a tie."
-    if not b: return math.inf if a else 1.
-    return a / b
+    "One number over another; two that are the same are a tie, whatever they are."
+    if a == b: return 1.
+    return a / b if b else math.inf
 
 # %% ../nbs/31_comparisons.ipynb #fd8e3243
 def spread(name:str,          # of the number
@@ -449,9 +449,9 @@ def compared(ours:dict,       # `{seed: its rows in order}` of an arm
     values, low, high = [], [], []
     for seed in sorted(ours.keys() & theirs.keys()):
         (a, a_most), (b, b_most) = [bounds_of(runs[seed], threshold) for runs in (ours, theirs)]
-        values.append(_ratio(a_most, min(b_most, theirs[seed][-1]['passes'])))
-        low.append(_ratio(a, b_most))
-        high.append(_ratio(a_most, b))
+        values.append(ratio(a_most, min(b_most, theirs[seed][-1]['passes'])))
+        low.append(ratio(a, b_most))
+        high.append(ratio(a_most, b))
     return dict(pairs=len(values)) | (spread('ratio', values, low, high) if values else {})
 
 # %% ../nbs/31_comparisons.ipynb #31613988

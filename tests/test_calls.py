@@ -613,6 +613,7 @@ SPECIAL = {
     **dict.fromkeys(("comparisons.price_of", "comparisons.stage1"), dict(arm=parsed_arm)),
     "comparisons.parse_task": dict(text=lambda: "ring-far"),
     "comparisons.path_of": dict(run=recording),
+    "comparisons.ratio": dict(a=lambda: 1.0, b=lambda: 2.0),
     "comparisons.median_interval": dict(low=lambda: [1.0, 2.0, 3.0]),
     "comparisons.compared": dict(ours=baseline, theirs=baseline),
     "comparisons.spread": dict(values=lambda: [1.0, 2.0, 3.0]),
@@ -1037,7 +1038,7 @@ SKIP = {
 }
 # Infinite is a right answer of these ("never", pure noise), unless something is no number
 INFINITE = set(
-    "comparisons.follow comparisons.compute_to comparisons.summary diffusion.expand "
+    "comparisons.ratio comparisons.follow comparisons.compute_to comparisons.summary diffusion.expand "
     "pipelines.log_sigmas_of".split()
 )
 FEW = "none minus nan large text no_list object callable nan_tensor odd_shape more_dims double path".split()
