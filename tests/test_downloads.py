@@ -1,7 +1,6 @@
 """Downloads against a web server on this machine: cut, resumed, refused, altered, stalled, two at once, on a
 full disk; and teachers by their names, as typed."""
 import io
-import os
 import random
 import resource
 import shutil
