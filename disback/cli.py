@@ -211,11 +211,11 @@ def check_files(options:Run # of a recipe's run
                )->None:
     "Raise if a file or data that are needed late are not there, or not sound."
     from disback.data import load_data
-    from disback.downloads import published
+    from disback.downloads import address_of
     from disback.evaluation import load_statistics
     for option in ('teacher', 'reference', 'weights'):
         file = getattr(options, option)
-        if not (file is None or file.exists() or (option == 'teacher' and published(file))):
+        if not (file is None or file.exists() or (option == 'teacher' and address_of(file))):
             raise FileNotFoundError(f"there is no {file}: --{option} wants a file that is there")
     if options.reference is not None: load_statistics(options.reference)
     if options.data is not None: load_data(options.data)

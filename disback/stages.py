@@ -340,7 +340,7 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, fold
                  bf16:bool=False, # of that: keep its weights in bf16, for adapters to correct
                 )->nn.Module:     # a denoiser, not training
     "Read somebody's checkpoint."
-    file, network = at_hand(file, network)
+    file = at_hand(file)
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: give an official checkpoint, a file of weights, a "
                                 "folder of diffusers, or a published name (edm: alone lists them)")

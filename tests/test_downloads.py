@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from local_server import serve  # noqa: E402
@@ -341,6 +342,15 @@ def ended(capfd, *args):
     (said,) = capfd.readouterr().err.splitlines()
     assert end.value.code == 1 and said.startswith("disback: ")
     return said
+
+
+def test_a_file_of_openai_is_known_by_its_name(cache, tmp_path, monkeypatch, capfd):
+    torch.save({"input_blocks.0.0.weight": torch.ones(2)}, whole := io.BytesIO())
+    with serve({"64x64_diffusion.pt": whole.getvalue()}) as server:
+        monkeypatch.setitem(downloads.BASES, "openai", server.url)
+        monkeypatch.setitem(downloads.FILES, "openai", {"64x64_diffusion": "64x64_diffusion.pt"})
+        said = ended(capfd, "import", "openai:64x64_diffusion", "--out", tmp_path / "x")
+    assert "input_blocks.0.0.bias is absent there and (192,) in the network" in said  # of imagenet64_adm
 
 
 def test_a_teacher_by_its_name(cache, tmp_path, pickle, monkeypatch, capfd):
