@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import disback
-from .backtracking import ARMS, Adaptive, Backtracking, Proportional, backtracking_passes, chasing_adam
+from .backtracking import (ARMS, Adaptive, Backtracking, Proportional, Ramp, backtracking_passes,
+                                  chasing_adam)
 from .core import (Table, check_calls, check_choice, check_counts, check_number, check_seeds,
                           check_that, defaults, stream)
 from .data import POINT_SETS, load_data
@@ -86,7 +87,7 @@ def start(kind:str,   # one of `STARTS`
 # %% ../nbs/31_comparisons.ipynb #41d66607
 OPTIMIZERS = dict(chasing=chasing_adam, adam=adam, sgd=partial(torch.optim.SGD, fused=True),
                   adamw=partial(torch.optim.AdamW, betas=(0., .99), weight_decay=.01, fused=True))
-CHOICES = dict(name=ARMS, spacing=('drift', 'steps'), itinerary=('adaptive', 'proportional', 'even'),
+CHOICES = dict(name=ARMS, spacing=('drift', 'steps'), itinerary=('adaptive', 'proportional', 'even', 'ramp'),
                loss=LOSSES, optimizer=OPTIMIZERS)    # options of an arm that are words
 
 # %% ../nbs/31_comparisons.ipynb #fcd3c788
@@ -98,8 +99,9 @@ class Arm:
     spacing: str = 'drift'        # 'drift': equally far apart; 'steps': equally many steps apart
     record: int = 30              # steps of stage 1
     record_lr: float = 1e-3       # their learning rate
-    itinerary: str = 'adaptive'   # 'adaptive', 'proportional' (the paper's shares) or 'even' (equal shares)
+    itinerary: str = 'adaptive'   # 'adaptive', 'proportional' (the paper's), 'even' (equal shares) or 'ramp'
     tolerance: float = 1.         # of the adaptive itinerary
+    lead: float = 0.              # of the ramp: how far it goes ahead of the clock
     walk: float = .5              # share of the run in which the teacher is reached at the latest
     loss: str = 'diff_instruct'   # 'diff_instruct', 'dmd' or 'sid'
     ratio: int = 1                # steps of the fake score to one of the student
@@ -110,12 +112,13 @@ class Arm:
     def __post_init__(self):
         for option, value in asdict(self).items():
             if option in CHOICES: check_choice(f'{option} of an arm:', value, CHOICES[option])
-            else: check_number(f'{option} of an arm', value, above=0)
+            else: check_number(f'{option} of an arm', value, above=-(option in ('lead', 'walk')))
 
     @property
     def steps(self)->Any: # an itinerary
         "How the walk moves on."
         if self.itinerary == 'proportional': return Proportional()
+        if self.itinerary == 'ramp': return Ramp(self.walk, self.lead, every=1)
         if self.itinerary == 'even': return Adaptive(tolerance=1e-9, share=self.walk)
         return Adaptive(self.tolerance, self.walk, every=1)
 

@@ -232,8 +232,8 @@ class Backtrack(Stage):
     # walk the whole path; target the teacher alone; or that with the fake score from the path's far end
     arm: Literal['disback', 'diff-instruct', 'warm-start'] = 'disback'
     loss: Literal['diff_instruct', 'dmd', 'sid'] = 'diff_instruct' # how the student follows its target
-    # when to move on to the next target: adaptive, proportional, or fixed:1000,10000,10000, steps on each
-    # target before the teacher
+    # how the target moves on: from node to node, adaptive, proportional or fixed:1000,10000,10000, steps on
+    # each before the teacher; ramp or ramp:0.25, straight from the last node, over a share of the run
     itinerary: str = 'adaptive'
     n_steps: int | None = None       # steps of the student
     batch: int | None = None         # samples a step
@@ -262,15 +262,17 @@ class Backtrack(Stage):
 
 # %% ../nbs/40_options.ipynb #79090869
 @patch_property
-def schedule(self:Backtrack)->tuple[str, tuple[int, ...]]: # its kind; of 'fixed' the steps on each target
+def schedule(self:Backtrack)->tuple[str, tuple]: # its kind, and the numbers behind it
     "The itinerary in parts."
-    kind, colon, steps = self.itinerary.partition(':')
-    if kind in ('adaptive', 'proportional') and not colon: return kind, ()
+    kind, colon, numbers = self.itinerary.partition(':')
+    if kind in ('adaptive', 'proportional', 'ramp') and not colon: return kind, ()
     try:
-        if kind == 'fixed': return kind, tuple(int(s) for s in steps.split(','))
+        if kind == 'fixed': return kind, tuple(int(s) for s in numbers.split(','))
+        if kind == 'ramp': return kind, (float(numbers),)
     except ValueError: pass
-    raise ValueError("--itinerary is adaptive, proportional or fixed: with the steps on each target "
-                     f"before the teacher, such as fixed:1000,10000,10000, got {self.itinerary!r}")
+    raise ValueError("--itinerary is adaptive, proportional, fixed: with the steps on each node before the "
+                     "teacher, such as fixed:1000,10000,10000, or ramp: with a share of the run, such as "
+                     f"ramp:0.25, got {self.itinerary!r}")
 
 # %% ../nbs/40_options.ipynb #4ed409b5
 @dataclass(kw_only=True)

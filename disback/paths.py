@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'FORMAT', 'VERSION', 'NUMBER', 'COUNT', 'ROW', 'ANY', 'SEALED', 'Node', 'snapshot', 'DegradationPath',
-           'write_node', 'check_node', 'read_node', 'seal', 'read_nodes', 'shapes_in', 'check_nodes', 'read_manifest',
-           'check_base', 'open_path']
+           'Blend', 'blended', 'write_node', 'check_node', 'read_node', 'seal', 'read_nodes', 'shapes_in',
+           'check_nodes', 'read_manifest', 'check_base', 'open_path']
 
 # %% ../nbs/21_paths.ipynb #805bd9e3
 import hashlib, json, math
@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from .core import check_calls, check_regular, check_schema, patch, printable
+from .core import check_calls, check_regular, check_schema, check_that, patch, printable
 from .files import digest, file_digest, filled, read_weights, save_tensors, write_json
-from .networks import build, clone, describe
+from .networks import build, check_network, clone, describe
 from .runs import load_weights
 
 # %% ../nbs/21_paths.ipynb #cad5c300
@@ -83,6 +83,42 @@ def denoiser(self:DegradationPath, i:int)->nn.Module: # a new one, not trainable
     module = clone(self.network, trainable=False)
     self.load_into(module, i)
     return module
+
+# %% ../nbs/21_paths.ipynb #21bb0002
+class Blend(nn.Module):
+    "Two denoisers as one, which answers with a part of each."
+    calls = 2 # network calls an answer
+
+    def __init__(self,
+                 near:nn.Module, # a denoiser
+                 far:nn.Module,  # another, of samples of the same shape
+                ):
+        super().__init__()
+        for name, m in dict(near=near, far=far).items(): check_network(name, m)
+        check_that(tuple(near.shape) == tuple(far.shape), 'the shape of the far denoiser', far.shape,
+                   f'that of the near one, {tuple(near.shape)}')
+        self.near, self.far = [clone(m, trainable=False) for m in (near, far)]
+        self.shape, self.n_classes = near.shape, getattr(near, 'n_classes', None)
+        self.register_buffer('sigma_data', torch.tensor(float(getattr(near, 'sigma_data', .5))))
+        self.register_buffer('share', torch.zeros(()))    # of the far one
+
+    def forward(self,
+                x:torch.Tensor,     # noised samples `(B, *dims)`
+                sigma:torch.Tensor|float, # their noise level
+                cond:Any=None,      # whatever the denoisers take
+               )->torch.Tensor:     # `(B, *dims)`
+        return torch.lerp(self.near(x, sigma, cond), self.far(x, sigma, cond), self.share)
+
+def blended(teacher:nn.Module, # node 0
+            far:nn.Module,     # node 1: a denoiser that fits the untrained student
+            drift:float=0.,    # of it from the teacher, if an itinerary looks at it
+           )->DegradationPath: # in memory; hand `fake=far` to `Backtracking`
+    "A path from one denoiser to another by their answers."
+    network = Blend(teacher, far)
+    weights = snapshot(network)
+    end = weights | dict(share=torch.ones(()))
+    nodes = [Node(0, 0, 0., 0., lambda: weights), Node(1, 1, drift, drift, lambda: end)]
+    return DegradationPath(network, nodes)
 
 # %% ../nbs/21_paths.ipynb #6fc43f22
 MANIFEST, FORMAT, VERSION = 'path.json', 'disback-path', 3

@@ -11,7 +11,7 @@ __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'sourc
            'more_of', 'measured', 'evaluate', 'data_to_meet', 'check', 'statistics', 'export_', 'do']
 
 # %% ../nbs/43_stages.ipynb #e8c41c72
-import time
+import math, time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterator, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
-from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional
+from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional, Ramp
 from .adapters import Adapted, read_lora
 from .core import Table, check_calls, check_counts, check_memory, printable, stream
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
@@ -90,8 +90,9 @@ def tracker(folder:RunFolder, # of a run
 def row_of(run:Run,    # after a step
            record:tuple, # of that step, named
           )->dict:     # `{name: number}`
-    "A step as it stands in the metrics; steps that were skipped are counted there."
-    row = {name: round(float(value), 6) for name, value in record._asdict().items() if name != 'step'}
+    "A step as it stands in the metrics: what is finite, and how many steps were skipped."
+    values = {name: float(value) for name, value in record._asdict().items() if name != 'step'}
+    row = {name: round(value, 6) for name, value in values.items() if math.isfinite(value)}
     if run.guard.skipped: row['skipped'] = run.guard.skipped
     return row
 
@@ -185,7 +186,8 @@ def judge_of(source:dict|None,    # arguments of `load_data`
 
 # %% ../nbs/43_stages.ipynb #517d5ae4
 TITLES = dict(loss='denoising loss', mismatch='mismatch of fake and target',
-              fake_loss='denoising loss of the fake score', node='target node (0: the teacher)',
+              position='position of the target (1: the teacher)', lag='lag of the fake score (0: none)',
+              fake_loss='denoising loss of the fake score',
               energy='energy distance to held-out data', frechet='Fréchet distance to held-out data',
               fid='FID to the reference')
 
@@ -198,8 +200,8 @@ def curves(folder:RunFolder, # of a run
     fig, axes = plt.subplots(1, len(names), figsize=size, layout='constrained', squeeze=False)
     for ax, name in zip(axes[0], names):
         steps, values = zip(*[(row['step'], row[name]) for row in rows if name in row])
-        scale = 'linear' if name == 'node' or min(values) <= 0 else 'log'
-        smooth = 0 if name in ('node', 'energy', 'frechet', 'fid') else 10
+        scale = 'linear' if name == 'position' or min(values) <= 0 else 'log'
+        smooth = 0 if name in ('position', 'lag', 'energy', 'frechet', 'fid') else 10
         show_curve(steps, values, ax, color=COLORS['student'], smooth=smooth,
                    xlabel='step', title=TITLES[name], yscale=scale)
     folder.figure('curves.png', fig)
@@ -477,11 +479,11 @@ def degrade(options:Degrade
 
 # %% ../nbs/43_stages.ipynb #04f63031
 def itinerary_of(options:Backtrack
-                )->Any: # `Adaptive`, `Proportional` or `Fixed`
-    "When to move on to the next target."
-    kind, steps = options.schedule
-    if kind == 'fixed': return Fixed(steps)
-    return Adaptive() if kind == 'adaptive' else Proportional()
+                )->Any: # an itinerary
+    "How the target moves on."
+    kind, numbers = options.schedule
+    if kind == 'fixed': return Fixed(numbers)
+    return dict(adaptive=Adaptive, proportional=Proportional, ramp=Ramp)[kind](*numbers)
 
 # %% ../nbs/43_stages.ipynb #14cff4f7
 def optimizer_of(betas:tuple # two numbers from 0 to below 1
@@ -548,7 +550,7 @@ def backtrack(options:Backtrack
         seconds = train(run, folder, options.compute.log, f'student ({options.arm})', look)
         folder.save('student', run.ema)
         measured = [judge.name] if judge else []
-        curves(folder, 'mismatch', 'fake_loss', 'node', *measured)
+        curves(folder, 'mismatch', 'fake_loss', 'lag', 'position', *measured)
         return folder.finish(dict(seconds=seconds, passes=run.passes) | best_of(folder, *measured))
 
 # %% ../nbs/43_stages.ipynb #bd2998b6

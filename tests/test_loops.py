@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from disback.backtracking import Adaptive, Backtracking, Fixed
+from disback.backtracking import Adaptive, Backtracking, Fixed, Ramp
 from disback.degradation import Degradation, Every
 from disback.engine import Engine
 from disback.networks import OneStep, ResMLP
@@ -310,6 +310,18 @@ def test_pool_and_probe_are_the_students_samples():
 
 # Stage 2
 
+def lag_error(x, s, clean, cond, fake):
+    """Mean of <D_f - x0, D_f - D_o> / sigma^2, with D_o the denoiser of the other samples of the class."""
+    found = []
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i and (cond is None or cond[j] == cond[i])]
+        density = [math.exp(-((x[i] - clean[j])**2).sum().item() / (2 * s[i].item()**2)) for j in others]
+        if not others: continue
+        guess = sum(w * clean[j] for w, j in zip(density, others)) / sum(density)
+        found.append(((fake[i] - clean[i]) * (fake[i] - guess)).sum().item() / s[i].item()**2)
+    return sum(found) / len(found)
+
+
 class Hand:
     """Stage 2 by hand: DisBack Algorithm 2 for one target after another."""
     def __init__(self, student, fake, loss, lr, fake_lr, decay, ratio, noise, fake_noise, classes, rule=Sgd,
@@ -317,7 +329,7 @@ class Hand:
         self.student, self.fake, self.target, self.loss = double(student), double(fake), double(fake), loss
         self.lr, self.fake_lr, self.decay, self.ratio = lr, fake_lr, decay, ratio
         self.noise, self.fake_noise, self.classes = noise, fake_noise or (noise if none else None), classes
-        self.none, self.warm_up, self.clip, self.scale = none, warm_up, clip, 1.
+        self.none, self.warm_up, self.clip, self.scale, self.lag = none, warm_up, clip, 1., []
         self.rules, self.average = [rule(self.student), rule(self.fake)], Average(self.student, EMA_STD)
 
     def aim(self, weights): self.target.load_state_dict({k: v.double() for k, v in weights.items()})
@@ -335,7 +347,7 @@ class Hand:
         return (weight * (target - fake) * ((target - x0) - 1.2 * (target - fake))).mean()
 
     def step(self, step, n_steps, draws):
-        """The losses and the mean square of the mismatch of one step."""
+        """The losses and the mean square of the mismatch of one step; `lag` keeps what its lag comes from."""
         lr, fake_lr = [rate(v, step, n_steps, self.decay, self.warm_up) for v in (self.lr, self.fake_lr)]
         for _ in range(self.ratio - 1):
             z, c = draws.normal(), draws.labels(self.classes)
@@ -356,6 +368,9 @@ class Hand:
                  for l, r in zip((loss, fake_loss), self.rules)]
         for rule, grad, by in zip(self.rules, grads, (lr, fake_lr)): rule.step(shortened(grad, self.clip), by)
         self.average.update(self.student)
+        if step % 5 == 0:
+            looked = lag_error(x.detach(), s, clean, c, fake.detach()), distance(fake, target, s).item()
+            self.lag.append(looked)
         return loss, fake_loss, distance(fake, target, s)
 
 
@@ -374,12 +389,17 @@ def backtrack(path, student, fake, sigma_data, loss="diff_instruct", lr=.01, fak
     for step in range(n_steps):
         draws = Draws(run)
         record = next(run)
-        hand.aim(path[record.node].weights())
-        hand.scale = guidance(record.node)
+        part = 1 - record.position if isinstance(run.walk.itinerary, Ramp) else 1.
+        far, near = path[record.node].weights(), path[0].weights()
+        hand.aim({k: part * far[k] + (1 - part) * near[k] for k in far})
+        hand.scale = part * guidance(record.node) + (1 - part) * guidance(0)
         loss_, fake_loss, square = hand.step(step, n_steps, draws)
         draws.check()
         same(record.fake_loss, fake_loss)
         same(record.mismatch, square.sqrt())
+        ages = [.9**age for age in range(len(hand.lag))][::-1]
+        error, of = [sum(w * float(v) for w, v in zip(ages, values)) for values in zip(*hand.lag)]
+        if pieces == 1: same(record.lag, torch.tensor(max(0, error) / of).double().sqrt())
         if loss == "sid": same(record.loss, loss_)
         yield run, record, square.item()
     agree(run.student, hand.student, start)
@@ -487,6 +507,26 @@ def test_adaptive_moves_on_when_the_recent_mismatch_is_below_the_gap():
         assert record.node == node
         here.append(square)
     assert moves
+
+
+def test_a_ramp_mixes_the_ends_of_the_path():
+    """Guidance too; the target is at the teacher after half of the run."""
+    path = road(2., (0., 1., 1., 1.), K)
+    student, fake = moved(OneStep(path.denoiser(0)), 1), moved(path.denoiser(0), 2)
+    steps = backtrack(path, student, fake, 2., classes=True, optimizer=sgd, guidance=3., n_steps=12,
+                      itinerary=Ramp(.5))
+    seen = [(record.node, round(6 * record.position, 6)) for _, record, _ in steps]
+    assert seen == [(3, i) for i in range(6)] + [(0, 6)] * 6
+
+
+@pytest.mark.parametrize("drift", (1., 1e6))
+def test_a_ramp_with_a_lead_is_over_at_once_on_a_short_path(drift):
+    path = road(1., (0., drift))
+    student = moved(OneStep(path.denoiser(0)), 1)
+    run = Backtracking(student, path, itinerary=Ramp(.8, lead=2., every=1), n_steps=10, batch=BATCH)
+    positions = [record.position for record in run]
+    if drift == 1.: assert positions == [1.] * 10
+    else: assert [round(p, 4) for p in positions] == [min(1., i / 8) for i in range(10)]
 
 
 # Random streams
