@@ -31,7 +31,7 @@ from .losses import LOSSES, get_loss
 from .metrics import Judge, modes_of
 from .mismatch import MismatchRecorder, as_sigmas, exact_denoiser, mismatch_field, mismatch_map
 from .mismatch import show_field, show_heat, show_map, sigma_ladder
-from .networks import ResMLP, clone, seeded
+from .networks import ResMLP, clone, noise_shape, seeded
 from .options import Backtrack, Degrade, Pretrain
 from .paths import MANIFEST, DegradationPath, open_path
 from .plots import COLORS, check_points, limits, node_colors, show_curve, show_images, show_samples
@@ -220,7 +220,9 @@ def sample_node(self:PathStepper,
                )->torch.Tensor: # `(n, *dims)`
     "What a node or the student draws; `samples` is the same, and remembers."
     module = self.student if node == 'student' else self.path.denoiser(node)
-    return generate(module, self.z, self.cond, n_steps=self.n_steps)
+    g = torch.Generator().manual_seed(stream(0, 'samples'))
+    z = torch.randn(len(self.z), *noise_shape(module) or self.z.shape[1:], generator=g)    # `z`, if it fits
+    return generate(module, z, self.cond, n_steps=self.n_steps)
 
 # %% ../nbs/44_widgets.ipynb #4c07bca8
 @patch_property
@@ -236,7 +238,7 @@ def plot(self:PathStepper, fig:Figure, node:int, sigma:int)->None: # a state
     here, lim = self.path[node], self.window
     shown = {'teacher': (0, COLORS['teacher']),
              f'node {here.index}: step {here.step}': (node, self.colors[node])}
-    if self.last: shown['student, one call'] = self.last, COLORS['student']
+    if self.last: shown['student'] = self.last, COLORS['student']
     panels = [[*shown, 'score'], ['drift'] * (len(shown) + 1)]
     axes = fig.subplot_mosaic(panels, height_ratios=(3, 1))
     for title, (of, color) in shown.items():
