@@ -295,8 +295,8 @@ def advance(self:Degradation)->DegradationStep:
     "Take one step; take a snapshot, if the rule wants one."
     self.engine.begin()
     start, cond = self.start()
-    sigma, eps, losses = self.noise(self.batch, self.generator), self.normal(*start.shape), []
-    told = self.told(cond)
+    sigma, losses = self.noise(self.batch, self.generator), []
+    eps, told = self.normal(self.batch, *self.degraded.shape), self.told(cond)
     with lent(self.degraded, False, True):
         for last, (x0, sigma, eps, cond, told) in self.engine.split(start, sigma, eps, cond, told):
             if self.pool is None:
