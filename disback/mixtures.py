@@ -168,9 +168,8 @@ class DensityRatio:
                  p:Any, # data: what has `log_prob(x, sigma)`, such as a `GaussianMixture`
                  q:Any, # the student: the same, or a function `() -> samples (n, *dims)`, asked each time
                 ):
-        for name, v in dict(p=p, q=q).items():
-            known = hasattr(v, 'log_prob') or name == 'q' and callable(v)
-            check_that(known, name, v, 'what has `log_prob(x, sigma)`; or, for q, a function that draws samples')
+        check_that(hasattr(p, 'log_prob'), 'p', p, 'what has `log_prob(x, sigma)`')
+        check_that(callable(q) or hasattr(q, 'log_prob'), 'q', q, 'the same, or a function of samples')
         self.p, self.q = p, q
 
     @torch.no_grad()

@@ -514,7 +514,7 @@ class MultiStep(nn.Module):
 def simulate(self:MultiStep,
              z:torch.Tensor, # unit noise, `(B, n, *dims)`, for as many samples of each step
              cond:Any,       # labels `(B,)`, or None
-            )->tuple:        # noised samples `(B, *dims)`, sample `i` before step `i % n`; their levels `(B,)`
+            )->tuple:        # noised samples `(B, *dims)`, number `i` before step `i % n`; levels `(B,)`
     "Take the steps before the one that learns (DMD2 section 4.5)."
     n, rows, sigmas = self.calls, torch.arange(len(z), device=z.device), z.new_tensor(self.sigmas)
     check_that(len(z) % n == 0, f'rows at a time for a student of {n} steps', len(z), f'a multiple of {n}')

@@ -19,8 +19,8 @@ from .core import DEFAULTS, check_calls, check_number, patch_property
 RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n', 'size', 'channels', 'jobs',
                          'pieces', 'pretrain_steps', 'degrade_steps', 'steps', 'budget'),
                         dict(whole=True, least=1, most=10**9))
-          | dict.fromkeys(('lr', 'fake_lr', 'sigma_init', 'student_sigmas', 'threshold', 'sigma_data', 'alpha',
-                           'clip'), dict(above=0))
+          | dict.fromkeys(('lr', 'fake_lr', 'sigma_init', 'student_sigmas', 'threshold', 'sigma_data',
+                           'alpha', 'clip'), dict(above=0))
           | dict.fromkeys(('seed', 'seeds'), dict(whole=True, least=0, below=2**62))
           | dict.fromkeys(('nodes', 'eval_n'), dict(whole=True, least=2))
           | dict.fromkeys(('timestep', 'warm_up'), dict(whole=True, least=0, most=10**9))

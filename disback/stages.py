@@ -438,7 +438,7 @@ def noise_for(options:Degrade|Backtrack,
 
 def beginners(options:Degrade,
               teacher:nn.Module, # which stays as it is if there are corrections
-             )->tuple[nn.Module,OneStep|MultiStep]: # the denoiser that stage 1 trains, and the untrained student
+             )->tuple[nn.Module,nn.Module]: # the denoiser that stage 1 trains, and the untrained student
     "What stage 1 begins with."
     sigma, network = starting_level(options, teacher), teacher
     if options.lora is not None:
