@@ -133,7 +133,7 @@ def get_loss(loss:str|Callable # a name in `LOSSES`, or `(x0, sigma, d_fake, d_t
         check_choice('loss', loss, LOSSES, ', or a function of (x0, sigma, d_fake, d_target, x)')
         return LOSSES[loss]
     try: inspect.signature(loss).bind(*'12345')
-    except TypeError as e:
+    except (TypeError, ValueError) as e:
         raise ValueError("a loss is called with five tensors, loss(x0, sigma, d_fake, d_target, x), and "
                          f"{getattr(loss, '__name__', type(loss).__name__)} cannot be ({e})") from None
     return loss

@@ -104,7 +104,7 @@ def guided(net, x, sigma, cond, scale):
 
 
 def G(student, z, cond=None):
-    """DisBack section 4, or with unit noise into the raw network; of several steps, a sample ends after one."""
+    """DisBack section 4, or with unit noise into the raw network; of several steps, each ends after one."""
     if hasattr(student, "sigmas"): return torch.cat([ended(student, z, cond, i) for i in range(len(z))])
     z = z.reshape(len(z), 2)
     start, data = student.sigma_init, float(student.denoiser.sigma_data)
@@ -344,7 +344,7 @@ class Hand:
         return v.detach()
 
     def student_loss(self, x0, fake, target):
-        """A loss with that gradient for each of the batch's numbers; or SiD eq. 23 with its weight; or SIM."""
+        """A loss with that gradient for each of the batch's numbers; or SiD eq. 23 with its weight; SIM."""
         if self.loss == "sim":
             weight = 1 / (1 + ((target - fake)**2).sum(1, keepdim=True)).sqrt()
             return (weight * (target - fake) * (fake - x0)).mean()

@@ -62,8 +62,9 @@ def arms():
         path = DegradationPath.of(net(0))
         return lambda engine: Backtracking(OneStep(net(1)), path, engine=engine, **options)
     def steps(**more):
-        student = MultiStep(net(1), (4., 1.))
-        return lambda engine: Backtracking(student, DegradationPath.of(net(0)), n_steps=12, batch=32, engine=engine, **more)
+        student, path = MultiStep(net(1), (4., 1.)), DegradationPath.of(net(0))
+        options = dict(n_steps=12, batch=32)
+        return lambda engine: Backtracking(student, path, engine=engine, **options | more)
     own_noise = dict(ratio=2, fake_noise=edm_noise(1.))
     plain, shard = {}, dict(shard=True)
     return dict(
