@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'Staircase', 'check_arrival', 'Fixed', 'Proportional', 'Adaptive', 'Ramp', 'guidance_of', 'Walk',
-           'others_guess', 'Lag', 'chasing_adam', 'backtracking_passes', 'Backtracking', 'check_arguments',
-           'BacktrackingStep']
+           'others_guess', 'Lag', 'lag_in_words', 'chasing_adam', 'backtracking_passes', 'Backtracking',
+           'check_arguments', 'check_matching', 'BacktrackingStep']
 
 # %% ../nbs/24_backtracking.ipynb #e6b7b778
 import math
@@ -15,10 +15,10 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple
 import torch
 from torch import nn
 from .core import check_calls, check_counts, check_number, check_that, patch, patch_property, defaults
-from .diffusion import check_alike, expand
+from .diffusion import check_alike, check_samples, expand
 from .engine import Engine, Learner, Training
 from .losses import get_loss
-from .networks import check_network, check_null, clone, guided, lent
+from .networks import check_network, check_null, clone, guided, lent, noise_shape, simulating
 from .paths import DegradationPath
 from .pretraining import check_shape
 from .runs import adam, load_weights
@@ -296,6 +296,14 @@ class Lag:
     def state_dict(self)->dict: return dict(means=self.means)
     def load_state_dict(self, state:dict)->None: self.means = state['means'].to(self.means.device)
 
+# %% ../nbs/24_backtracking.ipynb #24aa0015
+def lag_in_words(lag:float # of a record; not finite: not known
+                )->str:
+    "What the lag of the fake score says, and what to do about it."
+    if not math.isfinite(lag): return 'lag of the fake score: not known yet'
+    advice = 'raise fake_lr or ratio, or lower lr' if lag > .5 else 'it keeps up'
+    return f'lag of the fake score: {lag:.2f} ({advice})'
+
 # %% ../nbs/24_backtracking.ipynb #ac04832e
 _default = defaults('backtrack')
 
@@ -312,11 +320,14 @@ def backtracking_passes(n_steps:int=_default.n_steps, # steps of the student
                         own:bool=False,     # whether the fake score has noise draws of its own
                         guided:int=0,       # steps with a guided target
                         back:float=2,       # passes that going back takes; 3 if blocks are computed anew
-                        calls:int=1,        # network calls of the target's answer, see `Blend`
+                        calls:int=1,        # of the network for a sample of the student, see `MultiStep`
+                        asked:int=1,        # network calls of the target's answer, see `Blend`
                        )->float:
     "Forward passes of a batch that stage 2 costs."
     each = 3 + 2 * back + own + (2 + back) * (ratio - 1) + through * max(2, back)
-    return n_steps * each + (n_steps * (calls - 1) + guided * calls) * (1 + through)
+    blind = (calls - 1) / 2 if calls > 1 else 0    # forward passes of the student that learn nothing
+    more = n_steps * (asked - 1) + guided * asked    # forward passes of the target beyond one a step
+    return n_steps * (each + ratio * blind) + more * (1 + through)
 
 # %% ../nbs/24_backtracking.ipynb #8cb86ffa
 class Backtracking(Training):
@@ -326,7 +337,7 @@ class Backtracking(Training):
     def __init__(self,
                  student:nn.Module,       # `G(z, cond) -> x0` with attribute `shape`; left as it is
                  path:DegradationPath,    # one that holds the teacher alone makes this plain Diff-Instruct
-                 loss:str|Callable='diff_instruct', # 'dmd', 'sid' or a function (x0, sigma, d_fake, d_target)
+                 loss:str|Callable='diff_instruct', # 'dmd', 'sid', 'sim' or (x0, sigma, d_fake, d_target, x)
                  itinerary:Any=Adaptive(), # when to move on: `Fixed`, `Proportional` or `Adaptive`
                  n_steps:int=_default.n_steps, # steps of the student
                  batch:int=_default.batch, # samples a step
@@ -340,6 +351,7 @@ class Backtracking(Training):
                  guidance:float|Callable=1., # of the teacher as target, or of each target by its node
                  none:float=0.,           # share of rows whose class the fake score is not told as it learns
                  fake:nn.Module|None=None, # denoiser the fake score starts from; None: the path's last node
+                 moment_matching:float=0., # weight of the target's guess in what the fake score learns
                  cond:Callable|None=None, # `(n, generator) -> labels`; None: evenly over all classes
                  ema:float=0.1,           # relative width of the averaged student `run.ema`
                  optimizer:Callable=chasing_adam, # `(parameters, lr) -> optimiser`
@@ -348,12 +360,14 @@ class Backtracking(Training):
                  in_place:bool=False,     # train the student itself: less memory
                 ):
         check_arguments(student, path, itinerary, fake, ratio)
+        check_matching(moment_matching, ratio > 1, none > 0, fake_noise is not None)
         self.loss, self.cond = get_loss(loss), labels_for(student, cond)
         super().__init__(student, engine, n_steps, batch, seed, none, loss=self.loss, cond=self.cond,
                          itinerary=itinerary, nodes=len(path), lr=lr, fake_lr=fake_lr, decay=decay,
                          warm_up=warm_up, ratio=ratio, noise=noise, fake_noise=fake_noise,
-                         guidance=guidance, ema=ema, optimizer=optimizer)
+                         guidance=guidance, ema=ema, optimizer=optimizer, moment_matching=moment_matching)
         self.student, self.ratio = student if in_place else clone(student).eval(), ratio
+        self.moment_matching = moment_matching
         self.set_out(path, itinerary, guidance, fake, noise, fake_noise)
         self.enlist(optimizer, decay, warm_up, ema, student=lr, fake=fake_lr)
 
@@ -394,7 +408,8 @@ def enlist(self:Backtracking,
 def passes(self:Backtracking)->float: # forward passes of a batch; of the whole run
     guided = self.walk.guided + len(self) * any(scale != 1 for scale in self.walk.scales)
     return backtracking_passes(self.n_steps, self.ratio, self.through, self.fake_noise is not None, guided,
-                               2 + self.engine.checkpoint, getattr(self.target, 'calls', 1))
+                               2 + self.engine.checkpoint, getattr(self.student, 'calls', 1),
+                               getattr(self.target, 'calls', 1))
 
 # %% ../nbs/24_backtracking.ipynb #404b4b54
 def check_arguments(student:nn.Module, # of one shape with all denoisers
@@ -416,6 +431,14 @@ def check_arguments(student:nn.Module, # of one shape with all denoisers
     for network in (path.network, fake):
         if network is not None: check_shape(student.shape, network)
 
+def check_matching(weight:float, # of the target's guess in what the fake score learns
+                   *alone:bool,  # whether there are fake steps, rows or levels that no target sees
+                  )->None:
+    "Raise for a `moment_matching` that cannot be had."
+    check_number('moment_matching', weight, least=0)
+    check_that(not weight or not any(alone), 'moment_matching', weight, '0 with fake_noise, none or a ratio '
+               'above 1: it takes the target\'s guess where the fake score learns, and these ask no target')
+
 # %% ../nbs/24_backtracking.ipynb #f80368cf
 @patch
 def pieces(self:Backtracking,
@@ -424,7 +447,7 @@ def pieces(self:Backtracking,
                             # `told` are the labels as the fake score is told them
     "The random numbers of a batch, piece by piece."
     def normal(): return self.normal(self.batch, *self.student.shape)
-    z, cond = normal(), self.labels(self.batch)
+    z, cond = self.normal(self.batch, *noise_shape(self.student)), self.labels(self.batch)
     levels = [t for noise in noises for t in (noise(self.batch, self.generator), normal())]
     return self.engine.split(z, cond, self.told(cond), *levels)
 
@@ -432,7 +455,7 @@ def pieces(self:Backtracking,
 @patch
 def piece(self:Backtracking,
           last:bool,          # whether this is the last piece of the batch
-          z:torch.Tensor,     # the student's noise, `(B, *dims)`
+          z:torch.Tensor,     # the student's noise, `(B, *noise_shape)`
           cond:torch.Tensor|None, # labels, `(B,)`
           told:torch.Tensor|None, # labels as the fake score is told them as it learns, `(B,)`
           sigma:torch.Tensor, eps:torch.Tensor, # noise levels, `(B,)`, and unit noise
@@ -442,19 +465,20 @@ def piece(self:Backtracking,
     student, fake = self.learners
     for learner in self.learners: learner.sync(last)
     x0 = student(z, cond)
-    check_alike(noise=z, samples=x0)
+    check_samples(x0, self.student.shape, 'samples')
     clean = x0.detach()
     x = (x0 if self.through else clean) + expand(sigma, x0) * eps
     with torch.set_grad_enabled(self.through or sigma_own is None): d_fake = fake(x, sigma, cond)
     with torch.set_grad_enabled(self.through): d_target = self.walk.ask(x, sigma, cond)
     check_alike(samples=x0, fake=d_fake, target=d_target)
-    loss = self.loss(x0, sigma, d_fake if self.through else d_fake.detach(), d_target)
+    loss = self.loss(x0, sigma, d_fake if self.through else d_fake.detach(), d_target, x)
     seen = dict(student=clean, fake=d_fake, target=d_target) | self.learn(student, last, loss)
     square = ((d_fake - d_target).detach() / expand(sigma, x0)).square().flatten(1).sum(1).mean()
     lag = self.lag.look(self.step, x.detach(), sigma, clean, cond, d_fake.detach(), d_target.detach())
     if sigma_own is not None:
         d_fake, sigma = fake(clean + expand(sigma_own, clean) * eps_own, sigma_own, told), sigma_own
-    fake_loss = self.pull(fake, last, clean, sigma, d_fake, **seen)    # eq. 5
+    goal = (clean + self.moment_matching * d_target.detach()) / (1 + self.moment_matching)
+    fake_loss = self.pull(fake, last, goal, sigma, d_fake, **seen)    # eq. 5
     return torch.stack([loss.detach(), fake_loss, square, *lag])
 
 # %% ../nbs/24_backtracking.ipynb #f3c000ab
@@ -476,7 +500,7 @@ def advance(self:Backtracking)->BacktrackingStep:
     self.walk.before_step()
     student, fake = self.learners
     own = [] if self.fake_noise is None else [self.fake_noise]
-    with lent(self.student, False, True), self.engine.keeping(self.through):
+    with lent(self.student, False, True), simulating(self.student), self.engine.keeping(self.through):
         for _ in range(self.ratio - 1):
             for last, (z, cond, told, sigma, eps) in self.pieces(*own or [self.noise]):
                 with torch.no_grad(): x0 = student(z, cond)

@@ -33,7 +33,7 @@ from .files import file_digest, fingerprint, load_state, read_json, save_state, 
 from .losses import LOSSES, get_loss
 from .metrics import Judge
 from .mixtures import GaussianMixture
-from .networks import OneStep, Placed, ResMLP, UNet, seeded
+from .networks import OneStep, Placed, ResMLP, UNet, noise_shape, seeded
 from .paths import DegradationPath
 from .plots import COLORS
 from .pretraining import Pretraining
@@ -290,11 +290,12 @@ def distance_for(data:str,          # its name
                  protocol:Protocol, # how many samples
                 )->Callable:        # `student -> number`, the smaller the better
     "How far a student is from the data of a task: energy distance of points, Fréchet distance of images."
-    shape, _, held_out = data_of(data)
+    _, _, held_out = data_of(data)
     g = torch.Generator().manual_seed(stream(0, 'judge of a comparison'))
     judge = Judge(held_out(protocol.n, generator=g))
-    z = torch.randn(protocol.n, *shape, generator=g)
+    after = g.get_state()
     def distance(student):
+        z = torch.randn(protocol.n, *noise_shape(student), generator=g.set_state(after))    # the same for all
         x = generate(student, z, batch=protocol.n)
         return float(judge.distance(x)) if x.isfinite().all() else math.inf
     return distance

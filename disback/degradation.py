@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from .core import check_calls, check_counts, check_memory, check_number, check_that, patch
 from .core import patch_property, defaults
-from .diffusion import as_labels, check_alike, expand
+from .diffusion import as_labels, check_alike, check_samples, expand
 from .engine import Engine, Learner, Training
-from .networks import build, check_network, clone, describe, lent
+from .networks import build, check_network, clone, describe, lent, noise_shape
 from .paths import DegradationPath, Node, read_node, snapshot, write_node
 from .pretraining import check_shape
 from .runs import OneProcess, adam, load_weights
-from .samplers import in_parts, labels_for
+from .samplers import calls_of, in_parts, labels_for
 
 # %% ../nbs/22_degradation.ipynb #ebe38082
 class Probe(NamedTuple):
@@ -156,10 +156,10 @@ def draw_samples(student:Callable, # `G(z, cond) -> x0` with attribute `shape`
                  cond:Callable|None=None, # `(n, generator) -> labels`
                 )->tuple:          # samples `(n, *dims)`, and labels `(n,)` or None
     "Samples of a frozen student."
-    z = torch.randn(n, *student.shape, generator=generator, device=generator.device)
+    z = torch.randn(n, *noise_shape(student), generator=generator, device=generator.device)
     labels = None if cond is None else as_labels(cond(n, generator), n)
     with torch.no_grad(): x0 = in_parts(student, 1024, z, labels)
-    check_alike(noise=z, samples=x0)
+    check_samples(x0, student.shape, 'samples')
     return x0, labels
 
 # %% ../nbs/22_degradation.ipynb #9b9b9991
@@ -171,12 +171,13 @@ def degradation_passes(n_steps:int=_default.n_steps, # arguments of `Degradation
                        keep:Every|EqualDrift=EqualDrift(), # which steps are candidates
                        n_probe:int=128,     # samples of the probe
                        back:float=2, # passes that going back takes; 3 if blocks are computed anew
+                       calls:int=1,  # of the network for a sample of the student
                       )->float:
     "Forward passes of a batch that stage 1 costs."
     check_number('n_steps', n_steps, whole=True, least=1, most=10**7)
     looks = sum(keep.wants(s) or s == n_steps for s in range(n_steps + 1))
     samples = n_steps if pool is None else pool / batch
-    return (1 + back) * n_steps + samples + looks * n_probe / batch
+    return (1 + back) * n_steps + samples * calls + looks * n_probe / batch
 
 # %% ../nbs/22_degradation.ipynb #7dcd5642
 def pool_for(n_steps:int, # of a recording
@@ -238,7 +239,8 @@ class Degradation(Training):
                          pool=pool, noise=noise, n_probe=n_probe, optimizer=optimizer)
         check_shape(student.shape, teacher)
         self.scale(teacher, noise)
-        self.passes = degradation_passes(n_steps, batch, pool, keep, n_probe, 2 + self.engine.checkpoint)
+        self.passes = degradation_passes(n_steps, batch, pool, keep, n_probe, 2 + self.engine.checkpoint,
+                                         calls_of(student))
         self.ask(student if in_place else clone(student, trainable=False), n_probe, pool)
         self.degraded = teacher if in_place else clone(teacher).eval()
         self.candidates = Candidates(keep, folder, self.processes)
@@ -274,7 +276,7 @@ def ask(self:Degradation, student:nn.Module, n_probe:int, pool:int|None)->None:
 def start(self:Degradation)->tuple: # samples from the pool, or noise for live ones; labels or None
     "Where a batch begins."
     if self.pool is None:
-        z = self.normal(self.batch, *self.student.shape)
+        z = self.normal(self.batch, *noise_shape(self.student))
         return z, self.labels(self.batch)
     x0, labels = self.pool
     i = torch.randint(len(x0), (self.batch,), generator=self.generator, device=self.generator.device)
@@ -293,8 +295,8 @@ def advance(self:Degradation)->DegradationStep:
     "Take one step; take a snapshot, if the rule wants one."
     self.engine.begin()
     start, cond = self.start()
-    sigma, eps, losses = self.noise(self.batch, self.generator), self.normal(*start.shape), []
-    told = self.told(cond)
+    sigma, losses = self.noise(self.batch, self.generator), []
+    eps, told = self.normal(self.batch, *self.degraded.shape), self.told(cond)
     with lent(self.degraded, False, True):
         for last, (x0, sigma, eps, cond, told) in self.engine.split(start, sigma, eps, cond, told):
             if self.pool is None:

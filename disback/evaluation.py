@@ -26,7 +26,7 @@ from .downloads import fetched
 from .files import digest, file_digest, read_weights, readable, whole
 from .metrics import (as_rows, check_features, check_images, check_moments, count_modes,
                              energy_distance, features_for, frechet_from_moments, modes_of, precision_recall)
-from .networks import device_of, in_words
+from .networks import device_of, in_words, noise_shape
 from .pipelines import of_diffusers, read_config, weights_in
 from .runs import OneProcess, progress as progress_bar
 from .samplers import calls_of, generate
@@ -301,7 +301,7 @@ def __call__(self:Draw,
              seed:int=0,  # of the whole sample
              start:int=0, # number of the first
             )->torch.Tensor: # samples `(n, *dims)`, where the network computes
-    z = noise_rows(n, self.module.shape, seed, start).to(device_of(self.module))
+    z = noise_rows(n, noise_shape(self.module), seed, start).to(device_of(self.module))
     return self.show(generate(self.module, z, self.labels(n, start), batch=n, **self.options))
 
 # %% ../nbs/32_evaluation.ipynb #7b79d3cd

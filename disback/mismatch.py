@@ -23,7 +23,7 @@ from .data import Classes
 from .diffusion import as_labels, expand
 from .metrics import as_rows
 from .mixtures import FiniteSample
-from .networks import clone, device_of
+from .networks import clone, device_of, noise_shape
 from .plots import COLORS, new_axes, show_points
 from .samplers import generate
 
@@ -372,7 +372,7 @@ class MismatchRecorder:
 def measure(self:MismatchRecorder, run:Any)->MismatchRecord: # a `Backtracking` run, between two steps
     "Generate the student's samples and take their mismatch apart."
     g, device = torch.Generator().manual_seed(stream(self.seed, 'recorder')), device_of(run.target)
-    z = torch.randn(self.n, *run.student.shape, generator=g).to(device)
+    z = torch.randn(self.n, *noise_shape(run.student), generator=g).to(device)
     cond = None if run.cond is None else run.cond(self.n, g).to(device)
     target = run.walk.call if run.engine.bf16_target else run.target # weights in bf16 need its cast
     if device_of(self.teacher, device) != device:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'HOMES', 'register', 'describe', 'in_words', 'build', 'Preconditioned', 'as_levels', 'NoiseEmbedding',
            'MLPBlock', 'zeroed', 'ResMLP', 'ConvBlock', 'conv_level', 'check_list', 'UNet', 'seeded', 'clone',
-           'device_of', 'lent', 'check_network', 'noise_range', 'OneStep', 'Placed', 'guided', 'check_null', 'Guided']
+           'device_of', 'lent', 'check_network', 'noise_shape', 'noise_range', 'OneStep', 'Placed', 'guided',
+           'check_null', 'Guided', 'MultiStep', 'simulating']
 
 # %% ../nbs/05_networks.ipynb #296067ed
 import copy, importlib, math, os, threading
@@ -344,6 +345,11 @@ def check_network(name:str,   # what it is called in the message
     known = isinstance(network, nn.Module) and isinstance(getattr(network, 'shape', None), (tuple, list))
     check_that(known, name, network, 'a torch module with attribute `shape`, that of one sample')
 
+def noise_shape(student:Any # or a denoiser
+               )->tuple|None: # None: it does not say
+    "The shape of the noise of one sample: that of the sample, unless a student says otherwise."
+    return getattr(student, 'noise_shape', getattr(student, 'shape', None))
+
 def noise_range(network:Any # with or without attributes `sigma_min` and `sigma_max`
                )->tuple[float,float]: # data units
     "The noise levels that a network was made for; all of them, if it does not say."
@@ -406,6 +412,8 @@ class Placed(nn.Module):
         check_that(math.prod(self.shape) == math.prod(student.shape), 'shape', shape,
                    f'of as many numbers as the student\'s {tuple(student.shape)}')
         self.n_classes, self.calls = getattr(student, 'n_classes', None), getattr(student, 'calls', 1)
+        inside = noise_shape(student)
+        self.noise_shape = self.shape if inside == student.shape else inside
         self.config = dict(student=student, scale=scale, shift=shift, shape=shape)
         self.register_buffer('scale', torch.tensor(float(scale)))
         with in_words('shift must be numbers that can be added to a sample'):
@@ -413,7 +421,7 @@ class Placed(nn.Module):
             torch.broadcast_to(self.shift, tuple(student.shape))
 
     def forward(self, z:torch.Tensor, cond:Any=None)->torch.Tensor: # unit noise, `(B, *dims)` -> samples
-        x0 = self.student(z.reshape(len(z), *self.student.shape), cond)
+        x0 = self.student(z.reshape(len(z), *noise_shape(self.student)), cond)
         return (self.scale * x0 + self.shift).reshape(len(z), *self.shape)
 
 # %% ../nbs/05_networks.ipynb #a9553aac
@@ -467,6 +475,66 @@ class Guided(nn.Module):
         if self.other is None: return guided(self.denoiser, self.scale, x, sigma, cond)
         far = self.other(x, sigma, cond)
         return far + self.scale * (self.denoiser(x, sigma, cond) - far)
+
+# %% ../nbs/05_networks.ipynb #08e06382
+@register
+class MultiStep(nn.Module):
+    "A student that denoises several times, with fresh noise before each (DMD2 section 4.5)."
+    simulates = False # whether each sample ends after one of the steps: see `simulating`
+
+    def __init__(self,
+                 denoiser:nn.Module, # the teacher; it is cloned
+                 sigmas:Sequence[float], # noise level of each step, falling, data units
+                ):
+        super().__init__()
+        check_network('denoiser', denoiser)
+        least, most = noise_range(denoiser)
+        for sigma in sigmas: check_number('a level in sigmas', sigma, above=0, least=least, most=most)
+        falling = len(sigmas) > 0 and all(a > b for a, b in zip(sigmas, sigmas[1:]))
+        check_that(falling, 'sigmas', sigmas, 'noise levels, one a step, each lower than the one before')
+        self.denoiser, self.sigmas = clone(denoiser).eval(), tuple(map(float, sigmas)) # eval: no dropout
+        self.shape, self.n_classes = denoiser.shape, getattr(denoiser, 'n_classes', None)
+        self.sigma_init, self.calls = self.sigmas[0], len(sigmas)
+        self.noise_shape = (self.calls, *self.shape)
+
+    @property
+    def config(self): return dict(denoiser=self.denoiser, sigmas=self.sigmas)
+
+    def forward(self, z:torch.Tensor, cond:Any=None)->torch.Tensor: # `(B, n, *dims)` -> samples `(B, *dims)`
+        check_samples(z, self.noise_shape, 'z')
+        if self.simulates: return self.denoiser(*self.simulate(z, cond), cond)
+        sigmas = z.new_tensor(self.sigmas)
+        x = sigmas[0] * z[:, 0]
+        for k in range(1, self.calls): x = self.denoiser(x, sigmas[k - 1], cond) + sigmas[k] * z[:, k]
+        return self.denoiser(x, sigmas[-1], cond)
+
+# %% ../nbs/05_networks.ipynb #f8fb2211
+@patch
+@torch.no_grad()
+def simulate(self:MultiStep,
+             z:torch.Tensor, # unit noise, `(B, n, *dims)`, for as many samples of each step
+             cond:Any,       # labels `(B,)`, or None
+            )->tuple:        # noised samples `(B, *dims)`, number `i` before step `i % n`; levels `(B,)`
+    "Take the steps before the one that learns (DMD2 section 4.5)."
+    n, rows, sigmas = self.calls, torch.arange(len(z), device=z.device), z.new_tensor(self.sigmas)
+    check_that(len(z) % n == 0, f'rows at a time for a student of {n} steps', len(z), f'a multiple of {n}')
+    x = sigmas[0] * z[:, 0]
+    for k in range(1, n):
+        late = torch.cat([rows[i::n] for i in range(k, n)])
+        x0 = self.denoiser(x[late], sigmas[k - 1], None if cond is None else cond[late])
+        x[late] = x0 + sigmas[k] * z[late, k]
+    return x, sigmas[rows % n]
+
+# %% ../nbs/05_networks.ipynb #0ec15e04
+@contextmanager
+def simulating(module:nn.Module # in which there may be students of several steps
+              )->Iterator[nn.Module]:
+    "Within the block each sample of such a student ends after one of its steps: see `MultiStep`."
+    students = [m for m in module.modules() if hasattr(m, 'simulates')]
+    for m in students: m.simulates = True
+    try: yield module
+    finally:
+        for m in students: m.simulates = False
 
 # %% ../nbs/05_networks.ipynb #c0ca1105
 check_calls(globals())

@@ -19,8 +19,8 @@ from .core import DEFAULTS, check_calls, check_number, patch_property
 RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n', 'size', 'channels', 'jobs',
                          'pieces', 'pretrain_steps', 'degrade_steps', 'steps', 'budget'),
                         dict(whole=True, least=1, most=10**9))
-          | dict.fromkeys(('lr', 'fake_lr', 'sigma_init', 'threshold', 'sigma_data', 'alpha', 'clip'),
-                          dict(above=0))
+          | dict.fromkeys(('lr', 'fake_lr', 'sigma_init', 'student_sigmas', 'threshold', 'sigma_data',
+                           'alpha', 'clip'), dict(above=0))
           | dict.fromkeys(('seed', 'seeds'), dict(whole=True, least=0, below=2**62))
           | dict.fromkeys(('nodes', 'eval_n'), dict(whole=True, least=2))
           | dict.fromkeys(('timestep', 'warm_up'), dict(whole=True, least=0, most=10**9))
@@ -202,6 +202,8 @@ class Degrade(Stage):
     lr: float | None = None         # learning rate
     sigma_init: float | None = None # noise level the student starts from; None: 5 deviations of the data
     timestep: int | None = None     # the same, by a time step of the teacher's schedule (papers: 399)
+    # noise levels of a student of several steps, falling, one a step; None: one step, from --sigma-init
+    student_sigmas: tuple[float, ...] | None = None
     unit: bool = False              # start from noise at the network's own scale, as LCM and DMD2 do
     lora: int | None = None         # train low-rank corrections of this rank; None: all weights
     alpha: float | None = None      # with --lora: scale corrections by alpha / rank; None: not at all
@@ -219,6 +221,10 @@ class Degrade(Stage):
         super().check()
         if self.timestep is not None and self.sigma_init is not None:
             raise ValueError("--timestep and --sigma-init both name the noise level to start from: give one")
+        first = self.timestep, self.sigma_init, self.unit or None
+        if self.student_sigmas is not None and first != (None, None, None):
+            raise ValueError("--student-sigmas names all noise levels of the student, the first of them too: "
+                             "leave --sigma-init, --timestep and --unit out")
         for name in ('alpha', 'start') if self.lora is None else ():
             if getattr(self, name) is None: continue
             raise ValueError(f"--{name} is about low-rank corrections: say their rank too, such as --lora 64")
@@ -231,7 +237,7 @@ class Backtrack(Stage):
     path: Path                       # run folder of `degrade`
     # walk the whole path; target the teacher alone; or that with the fake score from the path's far end
     arm: Literal['disback', 'diff-instruct', 'warm-start'] = 'disback'
-    loss: Literal['diff_instruct', 'dmd', 'sid'] = 'diff_instruct' # how the student follows its target
+    loss: Literal['diff_instruct', 'dmd', 'sid', 'sim'] = 'diff_instruct' # how the student follows it
     # how the target moves on: from node to node, adaptive, proportional or fixed:1000,10000,10000, steps on
     # each before the teacher; ramp or ramp:0.25, straight from the last node, over a share of the run
     itinerary: str = 'adaptive'

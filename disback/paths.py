@@ -78,10 +78,16 @@ def load_into(self:DegradationPath,
 
 # %% ../nbs/21_paths.ipynb #6fcd946c
 @patch
-def denoiser(self:DegradationPath, i:int)->nn.Module: # a new one, not trainable
-    "The denoiser at a node."
-    module = clone(self.network, trainable=False)
-    self.load_into(module, i)
+def denoiser(self:DegradationPath,
+             i:float, # which node; between two of them, say 1.5, their weights are mixed
+            )->nn.Module: # a new one, not trainable
+    "The denoiser at a place on the path."
+    module, near = clone(self.network, trainable=False), math.floor(i)
+    self.load_into(module, near)
+    if i == near: return module
+    weights, far = module.state_dict(), self[near + 1].weights()
+    mixed = {k: v.lerp(far[k].to(v), i - near) if v.is_floating_point() else v for k, v in weights.items()}
+    load_weights(module, mixed)
     return module
 
 # %% ../nbs/21_paths.ipynb #21bb0002

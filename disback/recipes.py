@@ -287,14 +287,15 @@ def stage_costs(degrade:Degrade,     # options of stage 1, filled
     through = getattr(get_loss(backtrack.loss), 'through', False)
     rows = []
     pool, steps = pool_for(degrade.n_steps, degrade.batch), backtrack.n_steps
-    first = degradation_passes(degrade.n_steps, degrade.batch, pool, keep, back=back)
+    calls = len(degrade.student_sigmas or '1')    # of the network for a sample of the student
+    first = degradation_passes(degrade.n_steps, degrade.batch, pool, keep, back=back, calls=calls)
     guided = steps * (backtrack.guidance != 1)    # at most: nodes but the teacher are not guided
-    second = backtracking_passes(steps, backtrack.ratio, through, backtrack.none > 0, guided, back)
+    second = backtracking_passes(steps, backtrack.ratio, through, backtrack.none > 0, guided, back, calls)
     for o, passes, each in [(degrade, first, 1), (backtrack, second, backtrack.ratio)]:
         rows.append(dict(stage=o.name, steps=o.n_steps, batch=o.batch, passes=round(forward * passes),
                          images=o.n_steps * o.batch * each, sample_passes=forward * passes * o.batch))
     drawn = evaluate.n * len(evaluate.seeds)
-    return [*rows, dict(stage=evaluate.name, images=drawn, sample_passes=forward * drawn)]
+    return [*rows, dict(stage=evaluate.name, images=drawn, sample_passes=forward * drawn * calls)]
 
 # %% ../nbs/42_recipes.ipynb #892a9e46
 def adapted(network:torch.nn.Module, # a denoiser, perhaps on the meta device

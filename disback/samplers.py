@@ -13,7 +13,7 @@ import torch
 from .core import check_calls, check_counts, check_memory, check_number, check_that, stream
 from .data import Labels
 from .diffusion import as_labels, check_alike, check_samples, drawn_by, expand, karras_sigmas
-from .networks import device_of, noise_range
+from .networks import device_of, noise_range, noise_shape
 
 # %% ../nbs/06_samplers.ipynb #493199a7
 def toward(x:torch.Tensor,        # noised samples `(B, *dims)`
@@ -187,9 +187,9 @@ def generate(module:Callable, # a student or a denoiser; a module computes where
     if not isinstance(noise, torch.Tensor):
         check_that(hasattr(module, 'shape'), 'module', module, 'one that knows the `shape` of a sample')
         generator, labels = torch.Generator().manual_seed(stream(seed, 'samples')), labels_for(module)
-        noise = unit_noise((noise, *module.shape), generator)
+        noise = unit_noise((noise, *noise_shape(module)), generator)
         if cond is None and labels is not None: cond = labels(len(noise), generator)
-    check_samples(noise, getattr(module, 'shape', None), 'noise')
+    check_samples(noise, noise_shape(module), 'noise')
     check_counts(batch=batch)
     if cond is not None: cond = as_labels(cond, len(noise))
     if not len(noise): return noise

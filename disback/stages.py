@@ -36,7 +36,8 @@ from .evaluation import (Draw, class_accuracy, clip_score, digit_classifier, emb
 from .files import digest, file_digest, save_state, write_json
 from .folders import RunFolder, load_path
 from .metrics import Judge, modes_of
-from .networks import Guided, OneStep, ResMLP, UNet, check_null, device_of, in_words, seeded
+from .networks import (Guided, MultiStep, OneStep, ResMLP, UNet, check_null, device_of, in_words,
+                              seeded)
 from .openai import load_openai, published
 from .options import (Backtrack, Check, Compute, Degrade, Evaluate, Export, Import, Options, Pretrain,
                              Sample, Statistics, kind_of, network_config)
@@ -218,7 +219,7 @@ def path_figure(folder:RunFolder,  # of stage 1, its path written
     frames = [drawn(path.denoiser(i)) for i in range(len(path))]    # one network at a time
     frames.append(drawn(student))
     titles = [f'node {node.index}, step {node.step}\ndrift {node.drift:.2f}' for node in path]
-    titles.append('untrained student\none call')
+    titles.append(f'untrained student\ncalls: {calls_of(student)}')
     known = points and folder.source and bundled(folder.source['name'])
     data = load_data(**folder.source).held_out(600) if known else None
     colors = [*node_colors(len(path)), COLORS['student']]
@@ -439,13 +440,14 @@ def noise_for(options:Degrade|Backtrack,
 
 def beginners(options:Degrade,
               teacher:nn.Module, # which stays as it is if there are corrections
-             )->tuple[nn.Module,OneStep]: # the denoiser that stage 1 trains, and the untrained student
+             )->tuple[nn.Module,nn.Module]: # the denoiser that stage 1 trains, and the untrained student
     "What stage 1 begins with."
     sigma, network = starting_level(options, teacher), teacher
     if options.lora is not None:
         with seeded(stream(options.seed, 'first weights')):
             network = Adapted(teacher, options.lora, options.alpha)
-    student = OneStep(network, sigma, options.unit)
+    levels = options.student_sigmas
+    student = MultiStep(network, levels) if levels else OneStep(network, sigma, options.unit)
     if options.start is not None: read_lora(options.start, student.denoiser)
     return network, student
 

@@ -603,7 +603,7 @@ def start_of(student:nn.Module # `OneStep` of a `LatentNetwork`, or of an adapte
     "How a pipeline must start to draw what a student draws."
     denoiser = getattr(student, 'denoiser', None)
     network = getattr(denoiser, 'base', denoiser)    # of an adapter
-    good = isinstance(network, LatentNetwork) and hasattr(student, 'sigma_init')
+    good = isinstance(network, LatentNetwork) and getattr(student, 'calls', 0) == 1
     check_that(good, 'student', type(student).__name__, 'a OneStep of a LatentNetwork')
     check_choice('network of a student to be exported', network.config['family'], EXPORTED)
     sigma = torch.tensor(student.sigma_init, dtype=torch.double)

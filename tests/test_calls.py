@@ -78,7 +78,7 @@ def noise(n, generator=None):
     return torch.rand(n, generator=generator) + 0.1
 
 
-def loss(x0, sigma, d_fake, d_target):
+def loss(x0, sigma, d_fake, d_target, x):
     return module("losses").follow(x0, d_fake - d_target)
 
 
@@ -751,6 +751,9 @@ SPECIAL = {
     "lab.copy_new": dict(files=lambda: [WORLD / "plain.json"]),
     "lab.server_command": dict(options=command("Lab")),
     "losses.get_loss": dict(loss=lambda: "dmd"),
+    "losses.FDivergence": dict(divergence=lambda: "js", ratio=lambda: lambda x, sigma: torch.ones(len(x))),
+    "mixtures.DensityRatio": dict.fromkeys("pq", lambda: module("mixtures").ring_mixture()),
+    "networks.MultiStep": dict(denoiser=net, sigmas=lambda: (2.0, 0.5)),
     "metrics.image_features": IMAGES,
     "metrics.check_images": IMAGES,
     "metrics.digit_features": IMAGES,

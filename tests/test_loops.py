@@ -12,7 +12,7 @@ import torch
 from disback.backtracking import Adaptive, Backtracking, Fixed, Ramp
 from disback.degradation import Degradation, Every
 from disback.engine import Engine
-from disback.networks import OneStep, ResMLP
+from disback.networks import MultiStep, OneStep, ResMLP
 from disback.paths import DegradationPath, Node
 from disback.pretraining import Pretraining
 from disback.runs import EMA
@@ -22,7 +22,7 @@ BATCH, STEPS, EMA_STD, K = 16, 6, .1, 3
 # on the way to a gradient round as much: 1e-5 of the movement. Ten times the worst that was seen, 2e-5.
 OF_MOVEMENT = 2e-4
 NUMBERS = dict(rtol=1e-4, atol=1e-6)    # what a record says, of order 1, from the same weights
-LOSSES = "diff_instruct", "dmd", "sid"
+LOSSES = "diff_instruct", "dmd", "sid", "sim"
 
 
 class Levels:
@@ -66,6 +66,10 @@ class Draws:
         self.run, self.generator = run, torch.Generator()
         self.generator.set_state(run.generator.get_state())
     def normal(self): return torch.randn(BATCH, 2, generator=self.generator).double()
+    def noise(self, student):
+        """Unit noise for a student, of each of its steps."""
+        steps = len(getattr(student, "sigmas", (1,)))
+        return torch.randn(BATCH, steps * 2, generator=self.generator).double().reshape(BATCH, steps, 2)
     def levels(self, noise): return noise(BATCH, self.generator).double()
     def labels(self, wanted): return evenly(BATCH, self.generator) if wanted else None
     def told(self, cond, none):
@@ -100,10 +104,20 @@ def guided(net, x, sigma, cond, scale):
 
 
 def G(student, z, cond=None):
-    """DisBack section 4, or with unit noise into the raw network."""
+    """DisBack section 4, or with unit noise into the raw network; of several steps, each ends after one."""
+    if hasattr(student, "sigmas"): return torch.cat([ended(student, z, cond, i) for i in range(len(z))])
+    z = z.reshape(len(z), 2)
     start, data = student.sigma_init, float(student.denoiser.sigma_data)
     x = z * (math.sqrt(start**2 + data**2) if student.unit else start)
     return D(student.denoiser, x, z.new_full((len(z),), start), cond)
+
+
+def ended(student, z, cond, i):
+    """What sample `i` of a student of several steps is in training (DMD2 section 4.5)."""
+    x, n, c = torch.zeros(1, 2).double(), len(student.sigmas), None if cond is None else cond[i:i + 1]
+    for sigma, eps in list(zip(student.sigmas, z[i]))[:i % n + 1]:
+        x = D(student.denoiser, x.detach() + sigma * eps, torch.tensor([sigma]).double(), c)
+    return x
 
 
 def denoising(net, x0, sigma, denoised):
@@ -325,7 +339,8 @@ def lag_error(x, s, clean, cond, fake):
 class Hand:
     """Stage 2 by hand: DisBack Algorithm 2 for one target after another."""
     def __init__(self, student, fake, loss, lr, fake_lr, decay, ratio, noise, fake_noise, classes, rule=Sgd,
-                 none=0., warm_up=0, clip=None):
+                 none=0., warm_up=0, clip=None, pull=0.):
+        self.pull = pull
         self.student, self.fake, self.target, self.loss = double(student), double(fake), double(fake), loss
         self.lr, self.fake_lr, self.decay, self.ratio = lr, fake_lr, decay, ratio
         self.noise, self.fake_noise, self.classes = noise, fake_noise or (noise if none else None), classes
@@ -341,7 +356,10 @@ class Hand:
         return v.detach()
 
     def student_loss(self, x0, fake, target):
-        """A loss with that gradient for each of the batch's numbers; or SiD eq. 23 with its weight."""
+        """A loss with that gradient for each of the batch's numbers; or SiD eq. 23 with its weight; SIM."""
+        if self.loss == "sim":
+            weight = 1 / (1 + ((target - fake)**2).sum(1, keepdim=True)).sqrt()
+            return (weight * (target - fake) * (fake - x0)).mean()
         if self.loss != "sid": return (x0 * self.gradient(x0, fake, target)).mean()
         weight = 1 / (x0 - target).abs().mean(1, keepdim=True).detach()
         return (weight * (target - fake) * ((target - x0) - 1.2 * (target - fake))).mean()
@@ -350,12 +368,12 @@ class Hand:
         """The losses and the mean square of the mismatch of one step; `lag` keeps what its lag comes from."""
         lr, fake_lr = [rate(v, step, n_steps, self.decay, self.warm_up) for v in (self.lr, self.fake_lr)]
         for _ in range(self.ratio - 1):
-            z, c = draws.normal(), draws.labels(self.classes)
+            z, c = draws.noise(self.student), draws.labels(self.classes)
             s, eps = draws.levels(self.fake_noise or self.noise), draws.normal()
             x0, told = G(self.student, z, c).detach(), draws.told(c, self.none)
             descend(self.rules[1], denoising(self.fake, x0, s, D(self.fake, x0 + s[:, None] * eps, s, told)),
                     fake_lr, self.clip)
-        z, c = draws.normal(), draws.labels(self.classes)
+        z, c = draws.noise(self.student), draws.labels(self.classes)
         s, eps = draws.levels(self.noise), draws.normal()
         own, own_eps = (draws.levels(self.fake_noise), draws.normal()) if self.fake_noise else (s, eps)
         x0, told = G(self.student, z, c), draws.told(c, self.none)
@@ -363,7 +381,8 @@ class Hand:
         fake, target = D(self.fake, x, s, c), guided(self.target, x, s, c, self.scale)
         loss, clean = self.student_loss(x0, fake, target), x0.detach()
         seen = D(self.fake, clean + own[:, None] * own_eps, own, told)
-        fake_loss = denoising(self.fake, clean, own, seen)
+        goal = (clean + self.pull * target.detach()) / (1 + self.pull)
+        fake_loss = denoising(self.fake, goal, own, seen)
         grads = [torch.autograd.grad(l, r.parameters, retain_graph=True)
                  for l, r in zip((loss, fake_loss), self.rules)]
         for rule, grad, by in zip(self.rules, grads, (lr, fake_lr)): rule.step(shortened(grad, self.clip), by)
@@ -376,16 +395,16 @@ class Hand:
 
 def backtrack(path, student, fake, sigma_data, loss="diff_instruct", lr=.01, fake_lr=.03, decay=0., ratio=1,
               noise=None, fake_noise=None, classes=False, pieces=1, n_steps=STEPS, rule=Sgd, none=0.,
-              warm_up=0, clip=None, guidance=lambda node: 1., **options):
+              warm_up=0, clip=None, guidance=lambda node: 1., pull=0., **options):
     """A run of the library and the loop, side by side: the run, its record, the loop's mean square."""
     start, fake_start = copy.deepcopy(student), fake or path.denoiser(-1)
     run = Backtracking(student, path, loss=loss, n_steps=n_steps, batch=BATCH, lr=lr, fake_lr=fake_lr,
                        decay=decay, ratio=ratio, noise=noise, fake_noise=fake_noise, fake=fake, ema=EMA_STD,
                        cond=evenly if classes else None, engine=Engine(pieces=pieces, clip=clip), seed=7,
-                       none=none, warm_up=warm_up, guidance=guidance, **options)
+                       none=none, warm_up=warm_up, guidance=guidance, moment_matching=pull, **options)
     if not callable(guidance): at_teacher, guidance = guidance, lambda node: 1. if node else at_teacher
     hand = Hand(start, fake_start, loss, lr, fake_lr, decay, ratio, noise or edm_levels(sigma_data),
-                fake_noise, classes, rule, none, warm_up, clip)
+                fake_noise, classes, rule, none, warm_up, clip, pull)
     for step in range(n_steps):
         draws = Draws(run)
         record = next(run)
@@ -400,7 +419,7 @@ def backtrack(path, student, fake, sigma_data, loss="diff_instruct", lr=.01, fak
         ages = [.9**age for age in range(len(hand.lag))][::-1]
         error, of = [sum(w * float(v) for w, v in zip(ages, values)) for values in zip(*hand.lag)]
         if pieces == 1: same(record.lag, torch.tensor(max(0, error) / of).double().sqrt())
-        if loss == "sid": same(record.loss, loss_)
+        if loss in ("sid", "sim"): same(record.loss, loss_)
         yield run, record, square.item()
     agree(run.student, hand.student, start)
     agree(run.ema, hand.average.module, start)
@@ -418,6 +437,14 @@ def test_backtracking(loss, ratio, own, pieces):
     noise = Levels(-.5, 1.) if ratio > 1 else None
     [*backtrack(DegradationPath.of(teacher), student, fake, sigma_data, loss, ratio=ratio, noise=noise,
                 fake_noise=own, pieces=pieces, decay=.5, optimizer=sgd)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("more", (dict(ratio=2), dict(pull=.7), dict(pull=2., pieces=4)))
+def test_students_of_several_steps_and_the_pull_on_the_fake_score(loss, more):
+    teacher = network(2., n_classes=K)
+    student, fake = moved(MultiStep(teacher, (3., .8)), 1), moved(teacher, 2)
+    [*backtrack(DegradationPath.of(teacher), student, fake, 2., loss, classes=True, optimizer=sgd, **more)]
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -40,7 +40,7 @@ def arms():
     from disback.degradation import Degradation, Every
     from disback.diffusion import edm_noise
     from disback.mixtures import ring_mixture
-    from disback.networks import OneStep, ResMLP
+    from disback.networks import MultiStep, OneStep, ResMLP
     from disback.paths import DegradationPath
     from disback.pretraining import Pretraining
 
@@ -61,13 +61,18 @@ def arms():
         options = dict(n_steps=12, batch=32) | more
         path = DegradationPath.of(net(0))
         return lambda engine: Backtracking(OneStep(net(1)), path, engine=engine, **options)
+    def steps(**more):
+        student, path = MultiStep(net(1), (4., 1.)), DegradationPath.of(net(0))
+        options = dict(n_steps=12, batch=32)
+        return lambda engine: Backtracking(student, path, engine=engine, **options | more)
     own_noise = dict(ratio=2, fake_noise=edm_noise(1.))
     plain, shard = {}, dict(shard=True)
     return dict(
         pretraining=(pretraining, plain), degradation=(degradation(64), plain),
         live=(degradation(None), plain), shared=(back(), plain), pieces=(back(), dict(pieces=2)),
         ratio=(back(**own_noise), plain),
-        sid=(back(loss="sid"), plain), pretraining_sharded=(pretraining, shard),
+        steps=(steps(ratio=2), plain), steps_sharded=(steps(ratio=2), shard), sid=(back(loss="sid"), plain),
+        pretraining_sharded=(pretraining, shard),
         degradation_sharded=(degradation(64), shard), shared_sharded=(back(), shard),
         pieces_sharded=(back(), shard | dict(pieces=2)), ratio_sharded=(back(**own_noise), shard),
         resumed=(back(), dict(shard=True, sharded_checkpoints=True)))
