@@ -403,7 +403,7 @@ class Compare(Options):
     tasks: tuple[str, ...] | None = None
     teacher: Path | None = None     # instead: one's own teacher, a run folder of `pretrain` or `import`
     # of its students: near (a clone), a number (a clone that starts from that noise level, sigma_init), far
-    # (fresh weights), or as in tasks; None: near far
+    # (fresh weights; of points, 6 units off the middle), or as in tasks; None: near far
     starts: tuple[str, ...] | None = None
     data: str | None = None         # of the teacher, named as for pretrain; None: those that the folder names
     skip_broken_images: int = 0     # of its data: leave out up to so many that cannot be read, and say so
