@@ -284,7 +284,7 @@ def compare(options:Compare
     arms, seeds = [[*dict.fromkeys(getattr(options, name))] for name in ('arms', 'seeds')]
     settings = dict(about, stage=options.name, arms=arms, seeds=seeds,
                     protocol=asdict(protocol) | dict(threshold=threshold))
-    inputs = {} if source is None else dict(teacher=tasks[0].about[0])
+    inputs = {} if source is None else dict(teacher=tasks[0].about)
     with RunFolder(options.out).begin(settings, None, options.resume, source, inputs) as folder:
         if threshold is None: threshold, why = c.threshold_for(tasks[0], protocol)
         else: why = f'threshold {threshold:g}: as given, or the default for {kind}'

@@ -186,7 +186,7 @@ class Task:
     start: str|float   # as `start` takes it
     shape: tuple       # of a sample
     load: Callable     # `(protocol, cache) -> teacher, held_out`, in any process
-    about: Any         # plain data: all that decides what is loaded, the protocol apart
+    about: str         # tells apart what is loaded from anything else, the protocol apart
     usual: dict = field(default_factory=dict) # options of arms that name none, where not as in `Arm`
 
     @property
@@ -444,7 +444,7 @@ def compare(tasks:list[str|Task], # such as 'ring-far'
     tasks = [parse_task(task) for task in tasks]
     for arm in arms: parse_arm(arm)
     if folder:    # before processes would train it twice
-        for task in {str(task.about): task for task in tasks}.values(): task.load(protocol, folder)
+        for task in {task.about: task for task in tasks}.values(): task.load(protocol, folder)
     work = [(task, arm, seeds, protocol, folder) for task in tasks for arm in arms]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as pool:
         done = (map if jobs == 1 else pool.map)(run_pair, work)

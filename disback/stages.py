@@ -788,7 +788,7 @@ def own_tasks(options:Compare # with a teacher
         raise ValueError(f"the data have shape {tuple(data.shape)}, the teacher in {options.teacher} draws "
                          f"{tuple(teacher.shape)}: name its own by --data")
     source = source | dict(fingerprint=data.fingerprint)
-    about = [file_digest(folder/'teacher.safetensors'), data.fingerprint]
+    about = f"{file_digest(folder/'teacher.safetensors')} {data.fingerprint}"
     record, train = [defaults(stage, kind_of(teacher.shape)) for stage in ('degrade', 'backtrack')]
     usual = dict(record_lr=record.lr, lr=train.lr, fake_lr=train.fake_lr)
     tasks = []

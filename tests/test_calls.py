@@ -629,7 +629,15 @@ SPECIAL = {
     "comparisons.follow": dict(distance=lambda: lambda s: 1.0, looks=lambda: 2),
     "comparisons.run_arm": dict(protocol=protocol),
     "comparisons.compare": dict(protocol=protocol),
-    "comparisons.run_pair": dict(job=lambda: ("ring-far", "diff-instruct", [0], protocol(), None)),
+    "comparisons.run_pair": dict(
+        job=lambda: (
+            module("comparisons").parse_task("ring-far"),
+            "diff-instruct",
+            [0],
+            protocol(),
+            None,
+        )
+    ),
     "comparisons.compute_to": dict(rows=lambda: by_seed()[0], threshold=lambda: 100.0),
     **dict.fromkeys(("comparisons.price_of", "comparisons.stage1"), dict(arm=parsed_arm)),
     "comparisons.parse_task": dict(text=lambda: "ring-far"),
