@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['parse', 'plan_of', 'do_in', 'demo_data', 'demo', 'equal_compute', 'demo_report', 'comparison_figure', 'check_teacher',
-           'check_files', 'run', 'run_report', 'compare', 'do_command', 'Shown', 'shown', 'gentle', 'tell', 'mended_by',
-           'main']
+           'check_files', 'run', 'run_report', 'compare', 'tasks_of', 'comparison_report', 'do_command', 'Shown',
+           'shown', 'gentle', 'tell', 'mended_by', 'main']
 
 # %% ../nbs/46_cli.ipynb #c6e5ef19
 import os, re, shutil, signal, sys, threading, time, warnings
@@ -270,27 +270,58 @@ def run_report(options:Run,
 
 # %% ../nbs/46_cli.ipynb #404521a1
 def compare(options:Compare
-           )->dict: # `summary`, a row for each task and arm
+           )->dict: # `summary`, a row for each task and arm, and `said`: what it allows to be said
     "Compare arms on tasks over seeds at equal compute; table, CSV and figure."
     from disback import comparisons as c
     from disback.folders import RunFolder
     options.check()
     for arm in options.arms: c.parse_arm(arm)
-    kind = c.kind_of(options.tasks)
-    options = options.filled(kind)
-    protocol = replace(c.PROTOCOLS[kind], budget=options.budget, threshold=options.threshold)
-    tasks, arms, seeds = [[*dict.fromkeys(getattr(options, name))] for name in ('tasks', 'arms', 'seeds')]
-    settings = dict(stage=options.name, tasks=tasks, arms=arms, seeds=seeds, protocol=asdict(protocol))
-    with RunFolder(options.out).begin(settings, resume=options.resume) as folder:
+    tasks, source, about = tasks_of(options)
+    kind = c.kind_of(tasks)
+    filled = options.filled(kind)
+    threshold = filled.threshold if options.teacher is None else options.threshold
+    protocol = replace(c.PROTOCOLS[kind], budget=filled.budget)
+    arms, seeds = [[*dict.fromkeys(getattr(options, name))] for name in ('arms', 'seeds')]
+    settings = dict(about, stage=options.name, arms=arms, seeds=seeds,
+                    protocol=asdict(protocol) | dict(threshold=threshold))
+    inputs = {} if source is None else dict(teacher=tasks[0].about)
+    with RunFolder(options.out).begin(settings, None, options.resume, source, inputs) as folder:
+        if threshold is None: threshold, why = c.threshold_for(tasks[0], protocol)
+        else: why = f'threshold {threshold:g}: as given, or the default for {kind}'
         rows = c.compare(tasks, arms, seeds, protocol, folder.path, options.jobs)
-        table = c.summary(rows, protocol.threshold)
-        c.write_csv(folder/'curves.csv', rows)
-        c.write_csv(folder/'summary.csv', table)
-        ylabel = 'energy distance (data units)' if kind == 'points' else 'Fréchet distance'
-        folder.figure('comparison.png', c.show_comparison(rows, protocol.threshold, ylabel=ylabel))
-        print(c.text(table), f"tables and figure: {folder/'summary.csv'}, {folder/'curves.csv'}, "
-              f"{folder/'figures'/'comparison.png'}", sep='\n\n')
-        return folder.finish(dict(summary=table))
+        return comparison_report(folder, rows, threshold, why, kind)
+
+# %% ../nbs/46_cli.ipynb #5570722e
+def tasks_of(options:Compare
+            )->tuple[list,dict|None,dict]: # tasks; of one's own, arguments of `load_data`; settings
+    "What is compared on."
+    from disback.comparisons import parse_task
+    from disback.stages import own_tasks
+    if options.teacher is None:
+        names = [*dict.fromkeys(options.tasks or ['ring-far'])]
+        return [parse_task(name) for name in names], None, dict(tasks=names)
+    tasks, source = own_tasks(options)
+    usual = ', '.join(f'{name} {value:g}' for name, value in tasks[0].usual.items())
+    print(f'rates of arms that name none: {usual}')
+    return tasks, source, dict(teacher=options.teacher, starts=[task.start for task in tasks])
+
+def comparison_report(folder:'RunFolder', # of the comparison
+                      rows:list,       # what `comparisons.compare` returned
+                      threshold:float, # value to be reached
+                      why:str,         # it is that, a sentence
+                      kind:str,        # 'points' or 'images'
+                     )->dict:          # as `compare`
+    "Table, files, figure, and what they allow to be said."
+    from disback import comparisons as c
+    table = c.summary(rows, threshold)
+    c.write_csv(folder/'curves.csv', rows)
+    c.write_csv(folder/'summary.csv', table)
+    ylabel = 'energy distance (data units)' if kind == 'points' else 'Fréchet distance'
+    folder.figure('comparison.png', c.show_comparison(rows, threshold, ylabel=ylabel))
+    said = c.conclusions(table)
+    print(c.text(table), why, said, f"tables and figure: {folder/'summary.csv'}, {folder/'curves.csv'}, "
+          f"{folder/'figures'/'comparison.png'}", sep='\n\n')
+    return folder.finish(dict(summary=table, threshold=why, said=said))
 
 # %% ../nbs/46_cli.ipynb #93db26f3
 def do_command(typed:list # what stands behind `disback`

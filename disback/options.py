@@ -407,21 +407,35 @@ class Compare(Options):
     "Compare arms on tasks over seeds at equal compute; table, CSV and figure."
     out: Path                       # run folder to write
     # data-start: ring, grid, two_moons, checkerboard, spiral, pinwheel, modes:x,y/x,y or mixture-N;
-    # near, far, collapsed or wide (digits: near, far, wide or mlp)
-    tasks: tuple[str, ...] = ('ring-far',)
+    # near, far, collapsed or wide (digits: near, far, wide or mlp); None: ring-far, if there is no --teacher
+    tasks: tuple[str, ...] | None = None
+    teacher: Path | None = None     # instead: one's own teacher, a run folder of `pretrain` or `import`
+    # of its students: near (a clone), a number (a clone that starts from that noise level, sigma_init), far
+    # (fresh weights; of points, 6 units off the middle), or as in tasks; None: near far
+    starts: tuple[str, ...] | None = None
+    data: str | None = None         # of the teacher, named as for pretrain; None: those that the folder names
+    skip_broken_images: int = 0     # of its data: leave out up to so many that cannot be read, and say so
     # each with options, such as disback:nodes=3:lr=0.001:loss=dmd
     arms: tuple[str, ...] = ('disback', 'warm-start', 'diff-instruct')
     seeds: tuple[int, ...] = (0, 1, 2) # of student, stage 1 and stage 2
     budget: int | None = None       # forward passes of a batch for each arm, stage 1 included
-    threshold: float | None = None  # to be reached: energy distance (points) or Fréchet distance (images)
+    # to be reached: energy distance (points) or Fréchet distance (images); for one's own teacher, None: 95 %
+    # of the way from one call of it to its own sampler
+    threshold: float | None = None
     jobs: int = 1                   # processes, each on one core
     resume: bool = False            # go on with the comparison in the folder
 
     def check(self)->None:
         "As `Options.check`; and there is something to compare."
         super().check()
-        for name in ('tasks', 'arms', 'seeds'):
-            if not getattr(self, name): raise ValueError(f"--{name} names at least one, got none")
+        for name in ('tasks', 'starts', 'arms', 'seeds'):
+            if getattr(self, name) in ((), []): raise ValueError(f"--{name} names at least one, got none")
+        if self.teacher is not None and self.tasks is not None:
+            raise ValueError("--tasks are of teachers made here, --teacher is one's own: give one of them")
+        for name in ('starts', 'data', 'skip_broken_images') if self.teacher is None else ():
+            if not getattr(self, name): continue
+            raise ValueError(f"--{name.replace('_', '-')} is about one's own teacher: name its run folder by "
+                             "--teacher")
 
 # %% ../nbs/40_options.ipynb #2c568ef7
 @dataclass(kw_only=True)

@@ -8,12 +8,14 @@ __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'sourc
            'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'starting_level',
            'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow', 'backtrack',
            'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure',
-           'more_of', 'measured', 'evaluate', 'data_to_meet', 'check', 'statistics', 'export_', 'do']
+           'more_of', 'measured', 'evaluate', 'data_to_meet', 'teacher_and_data', 'check', 'load_own', 'own_tasks',
+           'statistics', 'export_', 'do']
 
 # %% ../nbs/43_stages.ipynb #e8c41c72
 import math, time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -22,7 +24,8 @@ import torch
 from torch import nn
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional, Ramp
 from .adapters import Adapted, read_lora
-from .core import Table, check_calls, check_counts, check_memory, printable, stream
+from .comparisons import Task, parse_start, start
+from .core import Table, check_calls, check_counts, check_memory, defaults, printable, stream
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
@@ -39,8 +42,8 @@ from .metrics import Judge, modes_of
 from .networks import (Guided, MultiStep, OneStep, ResMLP, UNet, check_null, device_of, in_words,
                               seeded)
 from .openai import load_openai, published
-from .options import (Backtrack, Check, Compute, Degrade, Evaluate, Export, Import, Options, Pretrain,
-                             Sample, Statistics, kind_of, network_config)
+from .options import (Backtrack, Check, Compare, Compute, Degrade, Evaluate, Export, Import, Options,
+                             Pretrain, Sample, Statistics, kind_of, network_config)
 from .paths import MANIFEST, DegradationPath
 from .pipelines import load_pipeline, weights_in
 from .plots import COLORS, filmstrip, node_colors, show_curve, show_images
@@ -733,23 +736,32 @@ def data_to_meet(options:Evaluate,
     raise ValueError(f"{options.run} does not say what data its network was trained on: "
                      "name them by --data, give a statistics file by --reference, or, for prompts, --clip")
 
+# %% ../nbs/43_stages.ipynb #6f69613b
+def teacher_and_data(options:Check|Compare,
+                     option:str,  # that names the teacher
+                     labels:bool, # whether its data must give labels if it has classes
+                    )->tuple[RunFolder,nn.Module,dict]: # its folder, itself, arguments of `load_data`
+    "A teacher with the data that it is looked at with; others than it was trained on may be meant."
+    folder = RunFolder(options.teacher).finished('pretrain', 'import', option=option)
+    if folder.pipeline is not None:
+        raise ValueError(f"{options.teacher} holds a text-to-image teacher, no data are its latents: "
+                         "look at what it draws, `disback sample`")
+    module, broken = folder.network('teacher'), options.skip_broken_images
+    if options.data is not None:
+        size = (None, None) if bundled(options.data) else (module.shape[-1], module.shape[0])
+        labels = labels and bool(getattr(module, 'n_classes', None))
+        return folder, module, source_of(options.data, labels, *size, broken)
+    if folder.source is not None: return folder, module, allowed(folder, None, broken)
+    raise ValueError(f"{options.teacher} does not say what its data are: give --data")
+
 # %% ../nbs/43_stages.ipynb #43c0ed02
 def check(options:Check
          )->dict: # `error`, in units of a simple answer's, and `figure`
     "Find out whether a teacher behaves like a denoiser of its data, before anything is distilled."
     options.check()
-    folder = RunFolder(options.teacher).finished('pretrain', 'import', option='TEACHER')
-    if folder.pipeline is not None:
-        raise ValueError(f"{options.teacher} holds a text-to-image teacher, no data are its latents: "
-                         "look at what it draws, `disback sample`")
-    module = folder.network('teacher')
+    folder, module, source = teacher_and_data(options, 'TEACHER', True)
     check_memory('--n', options.n, (8, *module.shape))    # as it is noised, asked and compared
-    n_classes, engine, source = getattr(module, 'n_classes', None), engine_of(options.compute), folder.source
-    if options.data is not None:    # others than it was trained on may be meant
-        size = (None, None) if bundled(options.data) else (module.shape[-1], module.shape[0])
-        source = source_of(options.data, bool(n_classes), *size, options.skip_broken_images)
-    elif source is None: raise ValueError(f"{options.teacher} does not say what its data are: give --data")
-    else: source = allowed(folder, None, options.skip_broken_images)
+    n_classes, engine = getattr(module, 'n_classes', None), engine_of(options.compute)
     g, sampler = torch.Generator().manual_seed(stream(options.seed, 'samples')), load_data(**source).sample
     x, *labels = (drawn,) if isinstance(drawn := sampler(options.n, g), torch.Tensor) else drawn
     folder.hold()
@@ -762,6 +774,33 @@ def check(options:Check
     if found.good: return dict(error=round(found.readings['as given'], 4), figure='figures/check.png')
     raise ValueError(f"{options.teacher} does not behave like a denoiser of these samples: see above, and "
                      "figures/check.png in it")
+
+# %% ../nbs/43_stages.ipynb #5fb16e00
+def load_own(folder:Path, # run folder of `pretrain` or `import`
+             source:dict, # arguments of `load_data`
+             *_:Any,      # protocol and cache: nothing is trained
+            )->tuple[nn.Module,Callable]: # teacher, and sampler of held-out data
+    "What `Task.load` gives of a run folder."
+    return RunFolder(folder).network('teacher'), load_data(**source).held_out
+
+def own_tasks(options:Compare # with a teacher
+             )->tuple[list[Task],dict]: # one a start; arguments of `load_data`
+    "The tasks of a teacher of one's own; each is tried before there is a folder."
+    folder, teacher, source = teacher_and_data(options, '--teacher', False)
+    data, at = load_data(**source), folder.path.resolve()
+    if tuple(data.shape) != tuple(teacher.shape):
+        raise ValueError(f"the data have shape {tuple(data.shape)}, the teacher in {options.teacher} draws "
+                         f"{tuple(teacher.shape)}: name its own by --data")
+    source = source | dict(fingerprint=data.fingerprint)
+    about = f"{file_digest(folder/'teacher.safetensors')} {data.fingerprint}"
+    record, train = [defaults(stage, kind_of(teacher.shape)) for stage in ('degrade', 'backtrack')]
+    usual = dict(record_lr=record.lr, lr=train.lr, fake_lr=train.fake_lr)
+    tasks = []
+    for kind in dict.fromkeys(map(parse_start, options.starts or ('near', 'far'))):
+        start(kind, teacher)
+        name = f"{printable(at.name)}-{kind if isinstance(kind, str) else format(kind, 'g')}"
+        tasks.append(Task(name, kind, tuple(teacher.shape), partial(load_own, at, source), about, usual))
+    return tasks, source
 
 # %% ../nbs/43_stages.ipynb #5a83a6ae
 def statistics(options:Statistics

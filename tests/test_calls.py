@@ -449,6 +449,23 @@ def table():
     return module("comparisons").summary(rows())
 
 
+def undecided():
+    """A row of a summary of six seeds."""
+    runs = [("disback", 15.0), ("diff-instruct", 20.0)]
+    looks = [(0.0, 9.0), (5.0, 8.0), (10.0, 7.0)]
+    made = [
+        dict(task="t", arm=arm, seed=seed, step=i, passes=p, value=v)
+        for arm, end in runs
+        for seed in range(6)
+        for i, (p, v) in enumerate([*looks, (end + (seed % 2) * 10, 0.5)])
+    ]
+    return module("comparisons").summary(made, 1.0)[0]
+
+
+def loaded(protocol, cache):
+    return net(), sampler
+
+
 def baseline():
     return module("comparisons").by_seed(rows(), "ring-far", "diff-instruct")
 
@@ -596,6 +613,10 @@ SPECIAL = {
     "cli.compare": dict(
         options=lambda: options("Compare", out=fresh(), arms=("diff-instruct",), seeds=(0,), budget=15)
     ),
+    "cli.tasks_of": dict(options=lambda: options("Compare", out=fresh())),
+    "cli.comparison_report": dict(
+        folder=lambda: module("folders").RunFolder(fresh()), why=lambda: "why", kind=lambda: "points"
+    ),
     "cli.do_command": dict(typed=lambda: ["sample", "--run", str(WORLD / "student"), "--out", str(fresh())]),
     "cli.main": dict(args=lambda: ["sample", "--run", str(WORLD / "student"), "--out", str(fresh())]),
     "cli.Shown": dict(file=io.StringIO),
@@ -608,10 +629,23 @@ SPECIAL = {
     "comparisons.follow": dict(distance=lambda: lambda s: 1.0, looks=lambda: 2),
     "comparisons.run_arm": dict(protocol=protocol),
     "comparisons.compare": dict(protocol=protocol),
-    "comparisons.run_pair": dict(job=lambda: ("ring-far", "diff-instruct", [0], protocol(), None)),
+    "comparisons.run_pair": dict(
+        job=lambda: (
+            module("comparisons").parse_task("ring-far"),
+            "diff-instruct",
+            [0],
+            protocol(),
+            None,
+        )
+    ),
     "comparisons.compute_to": dict(rows=lambda: by_seed()[0], threshold=lambda: 100.0),
     **dict.fromkeys(("comparisons.price_of", "comparisons.stage1"), dict(arm=parsed_arm)),
     "comparisons.parse_task": dict(text=lambda: "ring-far"),
+    "comparisons.parse_start": dict(text=lambda: "far"),
+    "comparisons.Task": dict(start=lambda: "far", load=lambda: loaded, about=lambda: "ring"),
+    "comparisons.load_bundled": dict(data=lambda: "ring"),
+    **dict.fromkeys(("comparisons.missing", "comparisons.verdict"), dict(row=undecided)),
+    "comparisons.conclusions": dict(table=table),
     "comparisons.path_of": dict(run=recording),
     "comparisons.ratio": dict(a=lambda: 1.0, b=lambda: 2.0),
     "comparisons.median_interval": dict(low=lambda: [1.0, 2.0, 3.0]),
@@ -914,6 +948,13 @@ SPECIAL = {
     "stages.judge_of": dict(source=lambda: dict(name="ring"), reference=lambda: None, weights=lambda: None),
     "stages.allowed": dict(folder=lambda: run_folder("student"), given=lambda: None),
     "stages.name_classes": dict(options=lambda: options("Import", file=fresh(), out=fresh(), data="ring")),
+    "stages.teacher_and_data": dict(
+        options=lambda: options("Check", teacher=WORLD / "teacher"),
+        option=lambda: "--teacher",
+        labels=lambda: False,
+    ),
+    "stages.load_own": dict(folder=lambda: WORLD / "teacher", source=lambda: dict(name="ring")),
+    "stages.own_tasks": dict(options=lambda: options("Compare", out=fresh(), teacher=WORLD / "teacher")),
     "stages.data_to_meet": dict(
         folder=lambda: run_folder("student"), options=lambda: options("Evaluate", run=WORLD / "student")
     ),
