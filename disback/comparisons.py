@@ -28,7 +28,7 @@ from .backtracking import (ARMS, Adaptive, Backtracking, Proportional, Ramp, bac
                                   chasing_adam)
 from .core import (Table, check_calls, check_choice, check_counts, check_number, check_seeds,
                           check_that, defaults, stream)
-from .data import POINT_SETS, load_data
+from .data import DATA_NAMES, load_data
 from .degradation import Degradation, EqualDrift, Every
 from .files import file_digest, fingerprint, load_state, read_json, save_state, whole, write_json
 from .losses import LOSSES, get_loss
@@ -51,7 +51,7 @@ def random_mixture(seed:int # whole number from 0
     return GaussianMixture(means, stds, .3 + torch.rand(k, generator=g))
 
 # %% ../nbs/31_comparisons.ipynb #615cc109
-def data_of(name:str # 'ring', ..., 'digits', 'modes:x,y/x,y/...' or 'mixture-N'
+def data_of(name:str # 'ring', ..., 'digits', 'glyphs', 'modes:x,y/x,y/...' or 'mixture-N'
            )->tuple[tuple, Callable, Callable]: # shape of a sample; samplers to train on, and held out
     "The data of a task."
     kind, _, seed = name.partition('-')
@@ -59,7 +59,7 @@ def data_of(name:str # 'ring', ..., 'digits', 'modes:x,y/x,y/...' or 'mixture-N'
         mixture = random_mixture(int(seed))
         return (2,), mixture.sample, mixture.sample
     others = ', modes:x,y/x,y/... (placed Gaussians), or mixture-N with a whole number N below 2**63'
-    if not name.startswith('modes:'): check_choice('data in a task:', name, (*POINT_SETS, 'digits'), others)
+    if not name.startswith('modes:'): check_choice('data in a task:', name, DATA_NAMES, others)
     data = load_data(name)
     return data.shape, data.sample, data.held_out
 

@@ -240,18 +240,26 @@ def check_list(name:str,  # what it is called in the message
     some = f'{least}' if least == most else f'{least} to {most}'
     check_that(good, name, value, f'a list of {some} whole numbers from 1 to 10,000')
 
+# %% ../nbs/05_networks.ipynb #a69c8bc6
+def _channels(H, W):
+    "Channels of a U-Net's levels by the sides of its images."
+    n = 2
+    while H % 2**n == W % 2**n == 0 and min(H, W) >= 4 * 2**n: n += 1
+    return tuple(max(16, 64 >> i) for i in reversed(range(n)))
+
 # %% ../nbs/05_networks.ipynb #32aeec44
 @register
 class UNet(Preconditioned):
-    "A small U-Net denoiser for images of 8 to 32 pixels."
+    "A small U-Net denoiser for images of 8 to 64 pixels."
     def __init__(self,
                  shape:Sequence[int]=(1, 8, 8),   # of one image, `(C, H, W)`
-                 channels:Sequence[int]=(32, 64), # at each resolution, each half the one before
+                 channels:Sequence[int]|None=None, # at each resolution, each half the last; None: by size
                  blocks:int=1,                    # residual blocks a resolution, each way
                  n_classes:int|None=None,         # number of class labels; None: unconditional
                  sigma_data:float|None=None,      # root mean square of the data; None: see `Preconditioned`
                 ):
         check_list('shape', shape, 3, 3)
+        channels = _channels(*shape[1:]) if channels is None else channels
         check_list('channels', channels, 1, 12)
         check_number('blocks', blocks, whole=True, least=1, most=100)
         super().__init__(shape, dict(shape=tuple(shape), channels=tuple(channels), blocks=blocks,

@@ -153,8 +153,8 @@ def network_config(text:str|None # of `--network`
 @from_table(**DEFAULTS['pretrain'])
 class Pretrain(Stage):
     "Train a teacher by denoising score matching."
-    # ring, grid, two_moons, checkerboard, spiral, pinwheel, modes:x,y/x,y/..., digits, mnist, cifar10,
-    # or a folder or zip archive of images
+    # ring, grid, two_moons, checkerboard, spiral, pinwheel, modes:x,y/x,y/..., digits, glyphs, mnist,
+    # cifar10, or a folder or zip archive of images
     data: str = 'digits'
     labels: bool = False        # train with the data's labels, one class each
     # arguments of an EDM network as JSON, such as '{"model_type": "SongUNet", "model_channels": 32}';
@@ -163,8 +163,8 @@ class Pretrain(Stage):
     n_steps: int | None = None  # optimiser steps
     batch: int | None = None    # samples a step
     lr: float | None = None     # learning rate at the start
-    size: int | None = None     # for a folder: side in pixels that images are resized to
-    channels: int | None = None # for a folder: 1 (grey) or 3 (colour)
+    size: int | None = None     # side in pixels: of glyphs, 8 to 64 (None: 16); to resize a folder's to
+    channels: int | None = None # of glyphs (None: 1) or a folder's images: 1 (grey) or 3 (colour)
     skip_broken_images: int = 0 # for a folder: leave out up to so many images that cannot be read, and say so
 
 # %% ../nbs/40_options.ipynb #67cb46ea
@@ -186,7 +186,7 @@ class Import(FromRecipe):
     sigma_data: float | None = None # for a text-to-image pipeline: root mean square of its latents; None: 1
     bf16: bool = False          # for a text-to-image pipeline: keep its weights in bf16, to train with --lora
     data: str | None = None     # data that it was trained on, named as for pretrain; for evaluation
-    size: int | None = None     # for a folder: side in pixels that images are resized to; None: as they are
+    size: int | None = None     # for glyphs or a folder: side in pixels, as for pretrain
     resume: bool = False        # go on with the import in the folder
 
 # %% ../nbs/40_options.ipynb #e0bd39ed
@@ -378,8 +378,8 @@ class Demo(Options):
     pretrain_steps: int | None = None # steps of the teacher
     degrade_steps: int | None = None  # steps of stage 1
     steps: int | None = None          # steps of stage 2
-    size: int | None = None           # for a folder of images: side in pixels that they are resized to
-    channels: int | None = None       # for a folder of images: 1 (grey) or 3 (colour)
+    size: int | None = None           # for glyphs or a folder: side in pixels, as for pretrain
+    channels: int | None = None       # for glyphs or a folder: 1 (grey) or 3 (colour)
     seed: int = 0                     # of everything
     resume: bool = False              # go on with the demo in the folder
     compute: Compute = field(default_factory=Compute) # where and how to compute
@@ -406,8 +406,8 @@ class Run(Stage):
 class Compare(Options):
     "Compare arms on tasks over seeds at equal compute; table, CSV and figure."
     out: Path                       # run folder to write
-    # data-start: ring, grid, two_moons, checkerboard, spiral, pinwheel, modes:x,y/x,y or mixture-N;
-    # near, far, collapsed or wide (digits: near, far, wide or mlp); None: ring-far, if there is no --teacher
+    # data-start: ring, grid, two_moons, checkerboard, spiral, pinwheel, modes:x,y/x,y, mixture-N, digits or
+    # glyphs; near, far, collapsed or wide (images: near, far, wide or mlp); None: ring-far, without --teacher
     tasks: tuple[str, ...] | None = None
     teacher: Path | None = None     # instead: one's own teacher, a run folder of `pretrain` or `import`
     # of its students: near (a clone), a number (a clone that starts from that noise level, sigma_init), far

@@ -601,6 +601,7 @@ SPECIAL = {
         folder=lambda: run_folder("new"), options=lambda: options("Sample", run=WORLD / "student", n=4)
     ),
     "cli.demo_data": dict(options=command("Demo", **DEMO)),
+    "cli.demo_time": dict(options=command("Demo", **DEMO)),
     "cli.demo": dict(options=lambda: options("Demo", out=fresh(), **DEMO)),
     "cli.equal_compute": dict(folder=lambda: run_folder("")),
     "cli.demo_report": dict(folder=lambda: run_folder(""), data=ring, arms=lambda: ["student"]),
