@@ -291,6 +291,11 @@ class Lag:
     def update(self, seen:torch.Tensor)->torch.Tensor: # `(2,)`, of a step; `()`, not finite: not known yet
         "Remember a look; the lag."
         self.means = torch.where(seen.isfinite().all(), self.means.lerp(seen, .1), self.means)
+        return self.value
+
+    @property
+    def value(self)->torch.Tensor: # `()`, on the device
+        "The lag as it is known now."
         return (self.means[0].clamp_min(0) / self.means[1]).sqrt()
 
     def state_dict(self)->dict: return dict(means=self.means)

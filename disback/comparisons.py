@@ -383,16 +383,18 @@ def follow(run:Backtracking,  # at its start
            looks:int,         # how often to look
            watch:Iterable[Callable]=(), # functions of the run, called first and after every step
            lost:bool=False,   # whether it has diverged before it begins
-          )->list[tuple[int, float]]:   # steps, and the distance of `run.ema` then
+          )->list[tuple]:  # steps, the distance of `run.ema` then, and the lag, None: not known
     "Drive a run and judge its averaged student on the way."
-    steps, seen = look_steps(run.n_steps, looks), [(0, distance(run.ema))]
+    steps, seen = look_steps(run.n_steps, looks), [(0, distance(run.ema), None)]
     for w in watch: w(run)
     try:
         for _ in () if lost else run:
             for w in watch: w(run)
-            if run.step in steps: seen.append((run.step, distance(run.ema)))
+            if run.step not in steps: continue
+            lag = run.lag.value.item()
+            seen.append((run.step, distance(run.ema), lag if math.isfinite(lag) else None))
     except NonFinite: pass
-    return seen + [(step, math.inf) for step in steps if step > seen[-1][0]]
+    return seen + [(step, math.inf, None) for step in steps if step > seen[-1][0]]
 
 # %% ../nbs/31_comparisons.ipynb #0f019bbd
 def run_arm(task:str|Task,      # such as 'ring-far'
@@ -401,7 +403,7 @@ def run_arm(task:str|Task,      # such as 'ring-far'
             protocol:Protocol|None=None, # None: that of points or images
             cache:str|Path|None=None,    # folder in which teachers are kept
             watch:Iterable[Callable]=(), # `(place of the seed, run)`, as in `follow`, e.g. mismatch recorders
-           )->list[dict]:       # rows: task, arm, seed, step, passes, value
+           )->list[dict]:       # rows: task, arm, seed, step, passes, value, lag
     "Run one arm on one task, for all seeds."
     task, rows, seeds = parse_task(task), [], check_seeds(seeds)
     protocol, arm_of = protocol or PROTOCOLS[task.kind], parse_arm(arm, **task.usual)
@@ -409,13 +411,15 @@ def run_arm(task:str|Task,      # such as 'ring-far'
     distance = distance_for(teacher, held_out, protocol)
     for i, seed in enumerate(seeds):
         run, spent, price, lost = prepare(arm_of, task.start, teacher, seed, protocol)
-        for step, value in follow(run, distance, protocol.looks, [partial(w, i) for w in watch], lost):
+        for step, value, lag in follow(run, distance, protocol.looks, [partial(w, i) for w in watch], lost):
             passes = round(spent + step * price, 1)
-            rows.append(dict(task=task.name, arm=arm, seed=seed, step=step, passes=passes, value=value))
+            about = dict(task=task.name, arm=arm, seed=seed, step=step)
+            rows.append(about | dict(passes=passes, value=value, lag=lag))
     return rows
 
 # %% ../nbs/31_comparisons.ipynb #4f8e8b81
-ROWS = [dict(task=str, arm=str, seed=int, step=int, passes=(int, float), value=(int, float))]
+ROWS = [dict(task=str, arm=str, seed=int, step=int, passes=(int, float), value=(int, float),
+             lag=(float, type(None)))]
 
 # %% ../nbs/31_comparisons.ipynb #23d53236
 def run_pair(job:tuple    # arguments of `run_arm`, a `Task` first
@@ -439,7 +443,7 @@ def compare(tasks:list[str|Task], # such as 'ring-far'
             protocol:Protocol|None=None,  # None: that of points or images
             folder:str|Path|None=None,    # where finished pairs and teachers are kept; None: nowhere
             jobs:int=1,      # processes
-           )->list[dict]:    # rows: task, arm, seed, step, passes, value
+           )->list[dict]:    # rows: task, arm, seed, step, passes, value, lag
     "Run every arm on every task and seed."
     check_that(bool(arms), 'arms', arms, 'at least one')
     check_number('jobs', jobs, whole=True, least=1, most=1000)

@@ -2,7 +2,8 @@
 import math
 
 import matplotlib.pyplot as plt
-from disback.comparisons import ratio
+import torch
+from disback.comparisons import by_task, compute_to, ratio
 from disback.core import Table
 from disback.plots import COLORS
 
@@ -118,3 +119,30 @@ def show_by_arm(table, budget, names):  # names: `{heading: [arms]}`
     ax.invert_yaxis()
     ax.margins(y=.01)
     return fig
+
+
+def arrivals(rows,       # what `compare` returned
+             threshold,  # value to be reached
+             ):          # `{arm: {seed: [whether it arrived, a task each]}}`
+    """Which runs reached a threshold."""
+    found = {}
+    for runs in by_task(rows).values():
+        for arm, own in runs.items():
+            for seed, run in own.items():
+                arrived = math.isfinite(compute_to(run, threshold))
+                found.setdefault(arm, {}).setdefault(seed, []).append(arrived)
+    return found
+
+
+def gain_interval(ours,        # of `arrivals`: `{seed: [whether it arrived]}`
+                  theirs,      # the same of the arm to compare with
+                  n=10_000,    # resamples
+                  seed=0,      # of them
+                  ):           # `low, middle, high` of the ratio of arrivals
+    """How many times as many runs arrive, with a 95 % percentile interval over resampled seeds."""
+    g, seeds = torch.Generator().manual_seed(seed), sorted(ours)
+    a, b = [torch.tensor([float(sum(arm[s])) for s in seeds]) for arm in (ours, theirs)]
+    drawn = torch.randint(len(seeds), (n, len(seeds)), generator=g)
+    ratios = a[drawn].sum(1) / b[drawn].sum(1)    # of nothing: infinite
+    low, high = torch.quantile(ratios.nan_to_num(1., posinf=1e6), torch.tensor([.025, .975])).tolist()
+    return low, ratio(a.sum().item(), b.sum().item()), high
