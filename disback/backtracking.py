@@ -269,7 +269,10 @@ class Lag:
     "How far the fake score is behind the student, over about fifty steps."
     every, rows = 5, 128 # steps between two looks, and samples of one
 
-    def __init__(self, device:torch.device): self.means = torch.zeros(2, device=device)
+    def __init__(self,
+                 device:torch.device, # where the run computes
+                ):
+        self.means = torch.zeros(2, device=device)    # squares of error and mismatch
 
     def look(self,
              step:int,              # of the run

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from disback.adapters import Adapted
 from disback.backtracking import Adaptive, Backtracking, Fixed, Ramp
 from disback.degradation import Degradation, Every
 from disback.engine import Engine
@@ -554,6 +555,28 @@ def test_a_ramp_with_a_lead_is_over_at_once_on_a_short_path(drift):
     positions = [record.position for record in run]
     if drift == 1.: assert positions == [1.] * 10
     else: assert [round(p, 4) for p in positions] == [min(1., i / 8) for i in range(10)]
+
+
+def test_a_ramp_of_low_rank_corrections_resumes():
+    """Their factors are mixed; a run goes on with the same bits."""
+    base, nodes = network(1.), []
+    for i in range(2):
+        torch.manual_seed(i)
+        adapted = Adapted(base, 2)
+        for p in adapted.parameters(): torch.nn.init.normal_(p, std=.1)
+        nodes.append(Node(i, i, float(i), float(i), adapted.state_dict))
+    path, student = DegradationPath(adapted, nodes), OneStep(adapted)
+    def make(): return Backtracking(student, path, itinerary=Ramp(.5), n_steps=10, batch=BATCH)
+    whole, first, second = make(), make(), make()
+    for _ in whole: pass
+    for _ in range(3): next(first)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for name, v in first.target.state_dict().items():    # of the third step, at two fifths
+        torch.testing.assert_close(v, .6 * nodes[1].weights()[name] + .4 * nodes[0].weights()[name])
+    for _ in second: pass
+    for name in ("student", "fake", "target", "ema"):
+        a, b = [getattr(run, name).state_dict() for run in (whole, second)]
+        assert all(torch.equal(a[k], b[k]) for k in a), name
 
 
 # Random streams

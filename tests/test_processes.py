@@ -36,12 +36,12 @@ def apart(one, two, start):
 
 def arms():
     """Runs of 12 steps by name, made anew: `name -> (function of an engine, options of the engine)`."""
-    from disback.backtracking import Backtracking
+    from disback.backtracking import Backtracking, Ramp
     from disback.degradation import Degradation, Every
     from disback.diffusion import edm_noise
     from disback.mixtures import ring_mixture
     from disback.networks import MultiStep, OneStep, ResMLP
-    from disback.paths import DegradationPath
+    from disback.paths import DegradationPath, Node
     from disback.pretraining import Pretraining
 
     def net(seed):
@@ -65,6 +65,11 @@ def arms():
         student, path = MultiStep(net(1), (4., 1.)), DegradationPath.of(net(0))
         options = dict(n_steps=12, batch=32)
         return lambda engine: Backtracking(student, path, engine=engine, **options | more)
+    def ramp(engine):
+        nodes = [Node(i, i, float(i), float(i), net(i).state_dict) for i in range(2)]
+        line = Ramp(.8, lead=.5, every=2)
+        return Backtracking(OneStep(net(1)), DegradationPath(net(0), nodes), itinerary=line, n_steps=12,
+                            batch=32, engine=engine)
     own_noise = dict(ratio=2, fake_noise=edm_noise(1.))
     plain, shard = {}, dict(shard=True)
     return dict(
@@ -72,7 +77,7 @@ def arms():
         live=(degradation(None), plain), shared=(back(), plain), pieces=(back(), dict(pieces=2)),
         ratio=(back(**own_noise), plain),
         steps=(steps(ratio=2), plain), steps_sharded=(steps(ratio=2), shard), sid=(back(loss="sid"), plain),
-        pretraining_sharded=(pretraining, shard),
+        ramp=(ramp, plain), ramp_sharded=(ramp, shard), pretraining_sharded=(pretraining, shard),
         degradation_sharded=(degradation(64), shard), shared_sharded=(back(), shard),
         pieces_sharded=(back(), shard | dict(pieces=2)), ratio_sharded=(back(**own_noise), shard),
         resumed=(back(), dict(shard=True, sharded_checkpoints=True)))
