@@ -63,7 +63,7 @@ SOURCE = dict(name=str, labels=bool, size=(int, type(None)), channels=(int, type
 CONFIG = dict(stage=str, inputs={str: str},
               source=lambda v: v is None or check_schema(v, SOURCE, 'source')) | ANY
 SECONDS = lambda v: all(isinstance(s, NUMBER) for s in (v.values() if isinstance(v, dict) else [v]))
-RESULT = dict(seconds=SECONDS, passes=NUMBER, best=NUMBER, best_step=int,
+RESULT = dict(seconds=SECONDS, passes=NUMBER, lag=NUMBER, best=NUMBER, best_step=int,
               nodes=[dict(step=int, drift=NUMBER, gap=NUMBER)])    # if it is there
 METRIC = {'step': int, str: lambda v: isinstance(v, float) or type(v) is int and abs(v) < 2**63}
 

@@ -6,8 +6,8 @@
 __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'source_of', 'bundled', 'resizable', 'allowed',
            'judge_for', 'quality', 'judge_of', 'curves', 'path_figure', 'new_network', 'identity', 'begun', 'pretrain',
            'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like',
-           'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'follow',
-           'backtrack', 'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked', 'sample', 'sheet',
+           'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'lag_of',
+           'follow', 'backtrack', 'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked', 'sample', 'sheet',
            'samples_figure', 'more_of', 'measured', 'evaluate', 'data_to_meet', 'teacher_and_data', 'check', 'load_own',
            'own_tasks', 'statistics', 'export_', 'do']
 
@@ -18,11 +18,12 @@ from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from statistics import median
 from typing import Any, Callable, Iterator, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
-from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional, Ramp
+from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional, Ramp, lag_in_words
 from .adapters import Adapted, read_lora
 from .comparisons import Task, parse_start, start
 from .core import Table, check_calls, check_counts, check_memory, defaults, printable, stream
@@ -512,6 +513,13 @@ def best_of(folder:RunFolder, # of a run of stage 2
     rows = [(row[name], row['step']) for row in folder.metrics for name in names if name in row]
     return dict(zip(('best', 'best_step'), min(rows))) if rows else {}
 
+def lag_of(folder:RunFolder # of a run of stage 2, finished
+          )->dict:          # `lag`; empty if it was never known
+    "The median lag of the fake score over the first half of the run, while the student has far to go."
+    rows = folder.metrics
+    lags = [row['lag'] for row in rows if 'lag' in row and row['step'] <= rows[-1]['step'] / 2]
+    return dict(lag=round(median(lags), 3)) if lags else {}
+
 def follow(run:Backtracking,
            folder:RunFolder,  # its folder
            judge:Judge|None,  # None: samples are kept, and not measured
@@ -534,7 +542,7 @@ def follow(run:Backtracking,
 
 # %% ../nbs/43_stages.ipynb #681b5358
 def backtrack(options:Backtrack
-             )->dict: # `seconds`, `passes` of a batch, and if anything was measured `best` and `best_step`
+             )->dict: # `seconds`, `passes` of a batch, `lag`; if something was measured `best`, `best_step`
     "Stage 2: train the student along the path, back to the teacher."
     options.check()
     before = RunFolder(options.path).finished('degrade', option='--path')
@@ -562,7 +570,9 @@ def backtrack(options:Backtrack
         folder.save('student', run.ema)
         measured = [judge.name] if judge else []
         curves(folder, 'mismatch', 'fake_loss', 'lag', 'position', *measured)
-        return folder.finish(dict(seconds=seconds, passes=run.passes) | best_of(folder, *measured))
+        lag = lag_of(folder)
+        if lag and folder.writes: print(lag_in_words(lag['lag']))
+        return folder.finish(dict(seconds=seconds, passes=run.passes) | lag | best_of(folder, *measured))
 
 # %% ../nbs/43_stages.ipynb #bd2998b6
 def trained(run:Path,          # run folder of `backtrack`, `pretrain` or `import`
