@@ -212,7 +212,8 @@ class PathStepper(Board):
             self.z = torch.randn(n, *network.shape, generator=g)
             self.cond = labels and labels(n, g)
             self.sigmas = as_sigmas(sigma_ladder(network) if sigmas is None else sigmas).tolist()
-            places = [i / PARTS_OF_A_GAP for i in range(PARTS_OF_A_GAP * (len(self.path) - 1) + 1)]
+            parts = range(PARTS_OF_A_GAP * (len(self.path) - 1) + 1)
+            places = [i / PARTS_OF_A_GAP if i % PARTS_OF_A_GAP else i // PARTS_OF_A_GAP for i in parts]
             self.colors = dict(zip(places, node_colors(len(places))))
             node = slider('node', [f'{place:g}' for place in places], values=places)
             self.add(player(node), node=node, sigma=levels(self.sigmas, len(self.sigmas) // 3))

@@ -256,7 +256,7 @@ def says(page, label, text):
 def test_path_stepper_follows_keys_mouse_and_play(notebook):
     page = notebook("stepper")
     before = picture(page)
-    for key, node in [("ArrowRight", "1"), ("End", "3"), ("Home", "0")]:
+    for key, node in [("ArrowRight", "0.25"), ("End", "3"), ("Home", "0")]:
         press(page, "node", key)
         says(page, "node", node)
         before = changed(page, before)
