@@ -205,8 +205,9 @@ TITLES = dict(loss='denoising loss', mismatch='mismatch of fake and target',
 def curves(folder:RunFolder, # of a run
            *names:str,       # of metrics
           )->None:
-    "Draw metrics of a run against steps, one panel each."
+    "Draw metrics of a run against steps, one panel each; one that was never known has none."
     rows = folder.metrics
+    names = [name for name in names if any(name in row for row in rows)]
     size = 3.4 * len(names), 2.6
     fig, axes = plt.subplots(1, len(names), figsize=size, layout='constrained', squeeze=False)
     for ax, name in zip(axes[0], names):
