@@ -354,7 +354,7 @@ class Backtracking(Training):
                  student:nn.Module,       # `G(z, cond) -> x0` with attribute `shape`; left as it is
                  path:DegradationPath,    # one that holds the teacher alone makes this plain Diff-Instruct
                  loss:str|Callable='diff_instruct', # 'dmd', 'sid', 'sim' or (x0, sigma, d_fake, d_target, x)
-                 itinerary:Any=Adaptive(), # when to move on: `Fixed`, `Proportional` or `Adaptive`
+                 itinerary:Any=Adaptive(), # where to be: `Fixed`, `Proportional`, `Adaptive`, `Ramp`
                  n_steps:int=_default.n_steps, # steps of the student
                  batch:int=_default.batch, # samples a step
                  lr:float=_default.lr, # the student's learning rate at the start

@@ -587,7 +587,7 @@ SPECIAL = {
     "adapters.read_lora": dict(file=lambda: WORLD / "lora.safetensors"),
     "backtracking.Fixed": dict(steps=lambda: (1,)),
     "backtracking.lag_in_words": dict(lag=lambda: 0.3),
-    "backtracking.check_matching": dict(weight=lambda: 0.5, alone=lambda: False),
+    "backtracking.check_matching": dict(weight=lambda: 0.0, alone=lambda: [False]),
     "backtracking.BacktrackingStep": dict(position=lambda: 0.5, lag=lambda: torch.tensor(0.3)),
     "paths.Blend": dict(near=net, far=net),
     "paths.blended": dict(far=net),
