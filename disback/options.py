@@ -274,7 +274,7 @@ def schedule(self:Backtrack)->tuple[str, tuple]: # its kind, and the numbers beh
     if kind in ('adaptive', 'proportional', 'ramp') and not colon: return kind, ()
     try:
         if kind == 'fixed': return kind, tuple(int(s) for s in numbers.split(','))
-        if kind == 'ramp': return kind, (float(numbers),)
+        if kind == 'ramp' and 0 <= float(numbers) < 1: return kind, (float(numbers),)
     except ValueError: pass
     raise ValueError("--itinerary is adaptive, proportional, fixed: with the steps on each node before the "
                      "teacher, such as fixed:1000,10000,10000, or ramp: with a share of the run, such as "
