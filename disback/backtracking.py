@@ -31,7 +31,8 @@ class Staircase:
     def first(self, last:int)->float: return 1 / last if last else 1.    # the node before the last
 
     def position(self, walk:'Walk')->float:
-        return 1 - (walk.node - bool(self.moves_on(walk))) / walk.last if walk.node else 1.
+        node = walk.node - bool(self.moves_on(walk))    # asked until it is 0, the teacher
+        return 1 - node / walk.last
 
 # %% ../nbs/24_backtracking.ipynb #d3bf4b25
 def check_arrival(most:Iterable[float], # steps on each target before the teacher, at the most
@@ -313,11 +314,11 @@ class Lag:
     def load_state_dict(self, state:dict)->None: self.means = state['means'].to(self.means.device)
 
 # %% ../nbs/24_backtracking.ipynb #24aa0015
-def lag_in_words(lag:float # of a record; not finite: not known
+def lag_in_words(lag:Any # of a record, a number; not finite: not known
                 )->str:
     "What the lag of the fake score says, and what to do about it."
     if not math.isfinite(lag): return 'lag of the fake score: not known yet'
-    advice = 'raise fake_lr or ratio, or lower lr' if lag > .5 else 'it keeps up'
+    advice = 'raise fake_lr, unless the student is there' if lag > .5 else 'it keeps up'
     return f'lag of the fake score: {lag:.2f} ({advice})'
 
 # %% ../nbs/24_backtracking.ipynb #ac04832e
@@ -382,19 +383,18 @@ class Backtracking(Training):
                          itinerary=itinerary, nodes=len(path), lr=lr, fake_lr=fake_lr, decay=decay,
                          warm_up=warm_up, ratio=ratio, noise=noise, fake_noise=fake_noise,
                          guidance=guidance, ema=ema, optimizer=optimizer, moment_matching=moment_matching)
-        self.student, self.ratio = student if in_place else clone(student).eval(), ratio
-        self.moment_matching = moment_matching
-        self.set_out(path, itinerary, guidance, fake, noise, fake_noise)
+        self.student, self.moment_matching = student if in_place else clone(student).eval(), moment_matching
+        self.set_out(path, itinerary, guidance, fake, noise, fake_noise, ratio)
         self.enlist(optimizer, decay, warm_up, ema, student=lr, fake=fake_lr)
 
 # %% ../nbs/24_backtracking.ipynb #24c11b01
 @patch
 def set_out(self:Backtracking,
             path:DegradationPath, itinerary:Any, guidance:float|Callable, # as `Backtracking` takes them
-            fake:nn.Module|None, noise:Callable|None, fake_noise:Callable|None, # the same
+            fake:nn.Module|None, noise:Callable|None, fake_noise:Callable|None, ratio:int, # the same
            )->None:
     "Bring fake score and first target to where they compute, and say how both are noised."
-    self.path, device = path, self.generator.device
+    self.path, self.ratio, device = path, ratio, self.generator.device
     self.through = getattr(self.loss, 'through', False)    # whether gradients go through both networks
     self.fake = (path.denoiser(-1) if fake is None else clone(fake).eval()).to(device)
     self.walk = Walk(path, itinerary, self.n_steps, self.engine, device, guidance)

@@ -132,7 +132,10 @@ class Arm:
     def __post_init__(self):
         for option, value in asdict(self).items():
             if option in CHOICES: check_choice(f'{option} of an arm:', value, CHOICES[option])
-            else: check_number(f'{option} of an arm', value, above=-(option in ('lead', 'walk')))
+            else:
+                bound = 'least' if option in ('lead', 'walk') else 'above'
+                check_number(f'{option} of an arm', value, **{bound: 0})
+        _ = self.steps    # an itinerary has rules of its own
 
     @property
     def steps(self)->Any: # an itinerary

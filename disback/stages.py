@@ -11,7 +11,7 @@ __all__ = ['TITLES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'train', 'sourc
            'samples_figure', 'more_of', 'measured', 'evaluate', 'data_to_meet', 'teacher_and_data', 'check', 'load_own',
            'own_tasks', 'statistics', 'export_', 'do']
 
-# %% ../nbs/43_stages.ipynb #e8c41c72
+# %% ../nbs/43_stages.ipynb #43aa0001
 import math, time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
@@ -23,6 +23,8 @@ from typing import Any, Callable, Iterator, Sequence
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
+
+# %% ../nbs/43_stages.ipynb #e8c41c72
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional, Ramp, lag_in_words
 from .adapters import Adapted, read_lora
 from .comparisons import Task, parse_start, start

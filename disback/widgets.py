@@ -20,7 +20,7 @@ import ipywidgets as w
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from .backtracking import ARMS, Backtracking, backtracking_passes, lag_in_words
+from .backtracking import ARMS, Backtracking, backtracking_passes
 from .comparisons import data_of, start
 from .core import Table, check_calls, check_that, patch, patch_property, stream
 from .data import POINT_SETS, load_data
@@ -634,7 +634,8 @@ def plot_race(self:DistillationLab, fig:Figure)->None: # to draw on
         show_samples(racer.aim(), ax, None, node_colors(len(race.path))[walk.node], window)
         node = walk.p in (0, 1) or walk.last > 1
         where = f'target node {walk.node}' if node else f'{walk.p:.0%} of the line'
-        title = f'{arm}: step {racer.run.step}, {where}\n{lag_in_words(racer.lag)}'
+        title = f'{arm}: step {racer.run.step}, {where}'
+        if math.isfinite(racer.lag): ax.set_xlabel(f'lag of the fake score: {racer.lag:.2f}', fontsize=8)
         show_samples(x, ax, title, COLORS['student'], window)
         show_curve((0., *passes), (values[0], *values), curves, arm, COLORS[arm])
     curves.set(xlim=(0, race.budget), yscale='log', xlabel='forward passes, stage 1 included',
