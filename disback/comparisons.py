@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import disback
+from .adapters import Adapted
 from .backtracking import (ARMS, Adaptive, Backtracking, Proportional, Ramp, backtracking_passes,
                                   chasing_adam)
 from .core import (Table, check_calls, check_choice, check_counts, check_number, check_seeds,
@@ -71,6 +72,7 @@ def afresh(teacher:nn.Module, # of a class that keeps its arguments in `config`
            sigma_data:float,  # root mean square of the data
           )->nn.Module:       # a denoiser
     "A network as the teacher is, with fresh weights."
+    if isinstance(teacher, Adapted): teacher = teacher.base    # its corrections begin at nothing
     with in_words("a far student is its teacher's network with fresh weights, which cannot be made"):
         known = {'sigma_data': sigma_data} if 'sigma_data' in teacher.config else {}
         return type(teacher)(**teacher.config | known)
@@ -99,7 +101,7 @@ def parse_start(text:str # one of `STARTS`, or a noise level
     "Read a start."
     try: level = float(text)
     except ValueError:
-        check_choice('start:', text, STARTS, ', or a noise level')
+        check_choice('start:', text, STARTS, ', or a noise level; a task is written data-start')
         return text
     check_number('a noise level to start from', level, above=0)
     return level
@@ -108,7 +110,7 @@ def parse_start(text:str # one of `STARTS`, or a noise level
 OPTIMIZERS = dict(chasing=chasing_adam, adam=adam, sgd=partial(torch.optim.SGD, fused=True),
                   adamw=partial(torch.optim.AdamW, betas=(0., .99), weight_decay=.01, fused=True))
 CHOICES = dict(name=ARMS, spacing=('drift', 'steps'), itinerary=('adaptive', 'proportional', 'even', 'ramp'),
-               loss=LOSSES, optimizer=OPTIMIZERS)    # options of an arm that are words
+               loss=LOSSES, optimizer=OPTIMIZERS, guided=('teacher', 'nodes'))    # options that are words
 
 # %% ../nbs/31_comparisons.ipynb #fcd3c788
 @dataclass(frozen=True)
@@ -128,12 +130,15 @@ class Arm:
     lr: float = 1e-3              # learning rate of the student
     fake_lr: float = 4e-3         # and of the fake score
     optimizer: str = 'chasing'    # one of `OPTIMIZERS`
+    rank: int = 0                 # of low-rank corrections, in place of all weights; 0: of none
+    guidance: float = 1.          # of the targets; 1: as they are
+    guided: str = 'teacher'       # which of them: 'teacher', or all 'nodes'
 
     def __post_init__(self):
         for option, value in asdict(self).items():
             if option in CHOICES: check_choice(f'{option} of an arm:', value, CHOICES[option])
             else:
-                bound = 'least' if option in ('lead', 'walk') else 'above'
+                bound = 'least' if option in ('lead', 'walk', 'rank', 'guidance') else 'above'
                 check_number(f'{option} of an arm', value, **{bound: 0})
         _ = self.steps    # an itinerary has rules of its own
 
@@ -144,6 +149,11 @@ class Arm:
         if self.itinerary == 'ramp': return Ramp(self.walk, self.lead, every=1)
         if self.itinerary == 'even': return Adaptive(tolerance=1e-9, share=self.walk)
         return Adaptive(self.tolerance, self.walk, every=1)
+
+    @property
+    def scales(self)->Any: # a number, or a rule of the node
+        "The guidance of the targets, as `Backtracking` takes it."
+        return self.guidance if self.guided == 'teacher' else lambda node: self.guidance
 
 # %% ../nbs/31_comparisons.ipynb #8b4ba666
 def parse_arm(text:str, # such as 'disback:nodes=3:lr=0.001'
@@ -213,8 +223,7 @@ def parse_task(text:str|Task # such as 'ring-far'
     "Read a task."
     if isinstance(text, Task): return text
     data, _, kind = text.rpartition('-')
-    check_choice('start in a task (data-start):', kind, STARTS)
-    return Task(text, kind, data_of(data)[0], partial(load_bundled, data), data)
+    return Task(text, parse_start(kind), data_of(data)[0], partial(load_bundled, data), data)
 
 # %% ../nbs/31_comparisons.ipynb #a3e5d5e0
 def kind_of(tasks:Iterable[str|Task] # at least one
@@ -281,9 +290,10 @@ def relative_cost(student:nn.Module, # `G(z) -> x0`
 def price_of(arm:Arm,              # what is to be done
              relative:float=1.,    # cost of the student, as `relative_cost` says
             )->float:              # forward passes of the teacher's network
-    "What a step of stage 2 costs; the student's share: its samples, 3 with their gradient, 1 without."
+    "What a step of stage 2 costs at most; the student's share: its samples, 3 with gradient, 1 without."
     through = getattr(get_loss(arm.loss), 'through', False)
-    return backtracking_passes(1, arm.ratio, through) + (relative - 1) * (3 + arm.ratio - 1)
+    asked = backtracking_passes(1, arm.ratio, through, guided=int(arm.guidance != 1))
+    return asked + (relative - 1) * (3 + arm.ratio - 1)
 
 # %% ../nbs/31_comparisons.ipynb #2dc8f686
 def stage1(arm:Arm,           # what is to be done
@@ -297,7 +307,7 @@ def stage1(arm:Arm,           # what is to be done
     even = Every(max(1, arm.record // max(1, arm.nodes - 1)))
     keep = EqualDrift(arm.nodes) if arm.spacing == 'drift' else even
     run = Degradation(teacher, student, keep, arm.record, protocol.batch, arm.record_lr, protocol.pool,
-                      seed=seed)
+                      none=.1 * (arm.guidance != 1), seed=seed)    # asked without a class
     pool, probe = protocol.pool / protocol.batch, len(run.probe.x) / protocol.batch
     return run, run.passes - pool + relative_cost(student, teacher) * (pool + probe)
 
@@ -319,6 +329,8 @@ def prepare(arm:Arm,           # what is to be done
            )->tuple[Backtracking, float, float, bool]: # stage 2; passes of stage 1, and of a step of stage 2;
                                                        # whether stage 1 has diverged
     "Make the run of one arm and seed: student, stage 1, and stage 2 ready to begin."
+    if arm.rank:
+        with seeded(stream(seed, 'low-rank corrections')): teacher = Adapted(teacher, arm.rank)
     student = start(kind, teacher, seed)
     price = price_of(arm, relative_cost(student, teacher))
     recording, spent = stage1(arm, student, teacher, seed, protocol)
@@ -330,7 +342,7 @@ def prepare(arm:Arm,           # what is to be done
     targets = ARMS[arm.name](path or DegradationPath.of(teacher))
     run = Backtracking(student, **targets, loss=arm.loss, itinerary=arm.steps, n_steps=n_steps,
                        batch=protocol.batch, lr=arm.lr, fake_lr=arm.fake_lr, ratio=arm.ratio,
-                       optimizer=OPTIMIZERS[arm.optimizer], seed=seed)
+                       guidance=arm.scales, optimizer=OPTIMIZERS[arm.optimizer], seed=seed)
     return run, spent, price, path is None
 
 # %% ../nbs/31_comparisons.ipynb #ea6e5835

@@ -107,6 +107,7 @@ MODES = 'default', 'reduce-overhead', 'max-autotune', 'aot_eager'    # the last 
 class Engine:
     "Where and how a run computes; the defaults change nothing."
     device: str|None = None     # 'cuda', 'cpu', ...; None: where the network is; each process has its own
+    threads: int|None = None    # of the processor, for the whole process; None: as torch has it
     precision: str = 'fp32'     # 'tf32': faster products on GPUs, for the whole process; 'bf16': autocast
     channels_last: bool = False # memory layout of images: channels innermost, as a GPU's convolutions like it
     compile: bool|str = False   # True or a mode of `torch.compile`; 'reduce-overhead': with CUDA graphs
@@ -125,6 +126,7 @@ class Engine:
         check_choice('mode of compilation', self.compile, (False, True, *MODES))
         check_counts(pieces=self.pieces, look_every=1 if self.look_every is None else self.look_every)
         check_number('clip', 1. if self.clip is None else self.clip, above=0)
+        check_number('threads', 1 if self.threads is None else self.threads, whole=True, least=1, most=1024)
         for name, value in vars(self).items():
             flag = isinstance(getattr(Engine, name, None), bool) and name != 'compile'
             check_that(not flag or isinstance(value, bool), name, value, 'True or False')
@@ -132,6 +134,7 @@ class Engine:
             if self.device is not None: torch.empty(0, device=self.device)
         self.tolerate = tolerated(self.on_nonfinite)
         self.processes = join(self.shard, self.sharded_checkpoints)
+        if self.threads: torch.set_num_threads(self.threads)
         if self.precision == 'tf32':
             torch.set_float32_matmul_precision('high')
             torch.backends.cudnn.allow_tf32 = True

@@ -232,7 +232,8 @@ def take_back(self:RunFolder)->None:
     "Remove a new folder, unless it holds something to go on from or somebody else's files."
     if not self.writes or not self.fresh or self.metrics: return
     files = [*self.path.iterdir()]
-    if {f.name for f in files} <= {'config.json', 'metrics.jsonl', 'candidate-000000.safetensors'}:
+    ours = {'README.md', 'config.json', 'metrics.jsonl', 'candidate-000000.safetensors'}
+    if {f.name for f in files} <= ours:
         for file in files: file.unlink()
         self.path.rmdir()
 

@@ -62,7 +62,8 @@ def lab(options:Lab # where, on which port, and whether a browser is opened
         raise ValueError("JupyterLab is not installed here: pip install 'disback[lab]'")
     copy_new(tutorials(), options.out)
     options = replace(options, port=free_port(options.port))
-    env = {'JUPYTER_TOKEN': secrets.token_hex(16)} | os.environ
+    quiet = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive')    # for kernels: small networks
+    env = {'JUPYTER_TOKEN': secrets.token_hex(16)} | quiet | os.environ
     print(f"the tutorials are in {options.out}: "
           f"http://127.0.0.1:{options.port}/lab?token={env['JUPYTER_TOKEN']}\nstop with Ctrl-C", flush=True)
     command = server_command(options)

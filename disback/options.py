@@ -107,6 +107,9 @@ def kind_of(shape:tuple # of a sample
 class Compute(Checked):
     "where and how to compute"
     device: str | None = None         # 'cpu', 'cuda', ...; None: a GPU if there is one
+    # of the processor; None: as OMP_NUM_THREADS says, else one for points and images of 8 by 8, where more
+    # gain little and lose much on a busy machine, else as torch does
+    threads: int | None = None
     precision: Literal['fp32', 'tf32', 'bf16'] = 'fp32' # number type of the arithmetic; weights stay fp32
     channels_last: bool = False       # memory layout that a GPU's convolutions like
     # mode of torch.compile; reduce-overhead records CUDA graphs
@@ -154,7 +157,7 @@ def network_config(text:str|None # of `--network`
 class Pretrain(Stage):
     "Train a teacher by denoising score matching."
     # ring, grid, two_moons, checkerboard, spiral, pinwheel, modes:x,y/x,y/..., digits, glyphs, mnist,
-    # cifar10, or a folder or zip archive of images
+    # cifar10, a folder or zip archive of images, or points in a .npy or .csv file
     data: str = 'digits'
     labels: bool = False        # train with the data's labels, one class each
     # arguments of an EDM network as JSON, such as '{"model_type": "SongUNet", "model_channels": 32}';

@@ -9,7 +9,7 @@ __all__ = ['WIDE', 'SNUG', 'PARTS_OF_A_GAP', 'PARTS', 'PLACED', 'NOBODY', 'CHOIC
            'book_of', 'Gallery']
 
 # %% ../nbs/44_widgets.ipynb #051e93d1
-import base64, html, io, math, shlex, threading
+import base64, html, io, math, threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -37,10 +37,10 @@ from .options import Backtrack, Degrade, Pretrain
 from .paths import MANIFEST, DegradationPath, open_path
 from .plots import COLORS, check_points, limits, node_colors, show_curve, show_images, show_samples
 from .pretraining import Pretraining
-from .recipes import as_args
 from .runs import Checkpoints
 from .samplers import generate, labels_for
-from .stages import TITLES, begun, engine_of, itinerary_of, optimizer_of, source_of
+from .stages import (TITLES, begun, command_of, engine_of, itinerary_of, optimizer_of,
+                            source_of)
 
 # %% ../nbs/44_widgets.ipynb #60abdbc7
 WIDE = dict(description_width='initial')    # room for the words in front of a control
@@ -476,8 +476,8 @@ def write(self:Race,
     for racer in self.racers:
         options = replace(racer.options, out=folder/racer.options.arm, path=path.path)
         Checkpoints(begin(options, **read).checkpoint).save(racer.run)
-        given = options.settings() | dict(out=str(options.out), resume=True)
-        commands.append(shlex.join(['disback', given.pop('stage'), *as_args(given)]))
+        places = {name: getattr(options, name).resolve() for name in ('out', 'path')}
+        commands.append(command_of(options, **places, resume=True))
     return commands
 
 # %% ../nbs/44_widgets.ipynb #4d6e83fe
