@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', 'check_number', 'check_counts', 'check_memory',
-           'check_callables', 'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'meanings',
-           'Described', 'kinds_of', 'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
+           'check_callables', 'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'Described',
+           'kinds_of', 'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
 import ast, collections.abc, difflib, functools, hashlib, html, inspect, io, itertools, math, numbers, os
@@ -138,7 +138,7 @@ def check_schema(value:Any,  # plain data from a file
     elif not schema(value): raise wrong()
     return value
 
-# %% ../nbs/00_core.ipynb #d69ce30d
+# %% ../nbs/00_core.ipynb #ed5afd4f
 def _begin(node):
     "Which parameters of a function or fields of a class begin at which line, and in which column."
     rows, column = {}, 0
@@ -149,9 +149,8 @@ def _begin(node):
         column = column or n.col_offset
     return rows, column
 
-def meanings(f:Callable # a function, or a class with fields, whose source is at hand
-            )->dict:    # `{names: meaning}` of parameters or fields; of what comes back under 'return'
-    "What comments say about the parameters of a function or the fields of a class."
+def _meanings(f):
+    "What comments say about the parameters of a function, and its result, or the fields of a class, by name."
     source = textwrap.dedent(inspect.getsource(f))
     node, found, names = ast.parse(source).body[0], {}, []
     (rows, column), back = _begin(node), getattr(node, 'returns', None)
@@ -168,7 +167,7 @@ def meanings(f:Callable # a function, or a class with fields, whose source is at
     found.pop('', None)
     return found
 
-# %% ../nbs/00_core.ipynb #4bd7cd86
+# %% ../nbs/00_core.ipynb #fd11e938
 class Described(str):
     "A docstring that, when it is shown, goes on with the meaning of each parameter."
     def __new__(cls,
@@ -183,7 +182,7 @@ class Described(str):
         of, mro = self.of, getattr(self.of, '__mro__', ())
         fields = [c for c in mro[::-1] if '__match_args__' in vars(c)]    # of dataclasses and named tuples
         about = fields or [vars(of).get('__new__', of.__init__) if mro else of]
-        try: found = {k: v for f in about for k, v in meanings(f).items()}
+        try: found = {k: v for f in about for k, v in _meanings(f).items()}
         except (OSError, TypeError, SyntaxError): found = {}    # no source here
         back = found.pop('return', None)
         given = ['\nParameters:'] * bool(found) + [f'    {name}: {said}' for name, said in found.items()]
