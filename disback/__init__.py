@@ -12,9 +12,10 @@ __all__ = ["Backtracking", "Degradation", "DegradationPath", "EqualDrift", "Gaus
            "Pretraining", "Ramp", "ResMLP", "UNet", "energy_distance", "filmstrip", "progress",
            "ring_mixture", "sample", "score_mismatch"]
 _HOMES = {"backtracking": "Backtracking Ramp", "degradation": "Degradation EqualDrift",
-          "metrics": "energy_distance", "mismatch": "score_mismatch", "mixtures": "GaussianMixture ring_mixture",
-          "networks": "OneStep ResMLP UNet", "paths": "DegradationPath", "plots": "filmstrip",
-          "pretraining": "Pretraining", "runs": "progress", "samplers": "sample"}
+          "metrics": "energy_distance", "mismatch": "score_mismatch",
+          "mixtures": "GaussianMixture ring_mixture", "networks": "OneStep ResMLP UNet",
+          "paths": "DegradationPath", "plots": "filmstrip", "pretraining": "Pretraining",
+          "runs": "progress", "samplers": "sample"}
 
 def __getattr__(name):
     from importlib import import_module
