@@ -25,7 +25,7 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["py.typed", "data/*"]},
+    package_data={cfg["lib_path"]: ["*.pyi", "py.typed", "data/*"]},
     data_files=[(f"share/disback/{name}", [str(f.relative_to(here)) for f in sorted(here.glob(files))])
                 for name, files in [("tutorials", "nbs/tutorials/*.ipynb"), ("recipes", "recipes/*.toml")]],
     install_requires=cfg["requirements"].split(),

@@ -349,7 +349,7 @@ def backtracking_passes(n_steps:int=_default.n_steps, # steps of the student
 # %% ../nbs/24_backtracking.ipynb #8cb86ffa
 class Backtracking(Training):
     "Train a copy of `student` along `path`, from its far end to the teacher (DisBack Algorithm 2)."
-    purpose = 'backtracking'
+    purpose, then = 'backtracking', '`run.ema(z)` draws in one call'
 
     def __init__(self,
                  student:nn.Module,       # `G(z, cond) -> x0` with attribute `shape`; left as it is

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', 'check_number', 'check_counts', 'check_memory',
-           'check_callables', 'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'kinds_of',
-           'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
+           'check_callables', 'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'Described',
+           'kinds_of', 'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
-import collections.abc, difflib, functools, hashlib, html, inspect, itertools, math, numbers, os, stat, types
+import ast, collections.abc, difflib, functools, hashlib, html, inspect, io, itertools, math, numbers, os
+import stat, textwrap, tokenize, types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Callable, Iterable, Literal, Union, get_args, get_origin
@@ -137,6 +138,59 @@ def check_schema(value:Any,  # plain data from a file
     elif not schema(value): raise wrong()
     return value
 
+# %% ../nbs/00_core.ipynb #ed5afd4f
+def _begin(node):
+    "Which parameters of a function or fields of a class begin at which line, and in which column."
+    rows, column = {}, 0
+    for n in ast.iter_child_nodes(getattr(node, 'args', node)):
+        if not isinstance(n, (ast.arg, ast.AnnAssign)): continue
+        name = ast.unparse(getattr(n, 'target', n)).partition(':')[0]
+        if name not in ('self', 'cls'): rows.setdefault(n.lineno, []).append(name)
+        column = column or n.col_offset
+    return rows, column
+
+def _meanings(f):
+    "What comments say about the parameters of a function, and its result, or the fields of a class, by name."
+    source = textwrap.dedent(inspect.getsource(f))
+    node, found, names = ast.parse(source).body[0], {}, []
+    (rows, column), back = _begin(node), getattr(node, 'returns', None)
+    returns = back.end_lineno if back and ast.unparse(back) != 'None' else math.inf
+    end = next((n.lineno for n in node.body if n.lineno > max(rows, default=0)), math.inf)
+    for t in tokenize.generate_tokens(io.StringIO(source).readline):
+        row, start = t.start
+        if row >= end: break
+        names = rows.get(row, names)
+        if t.type != tokenize.COMMENT or row < node.lineno: continue
+        if start == column: names = rows.get(min((r for r in rows if r > row), default=0), [])
+        key = 'return' if row >= returns else ', '.join(names)
+        found[key] = f"{found.get(key, '')} {t.string.lstrip('# ')}".strip()
+    found.pop('', None)
+    return found
+
+# %% ../nbs/00_core.ipynb #fd11e938
+class Described(str):
+    "A docstring that, when it is shown, goes on with the meaning of each parameter."
+    def __new__(cls,
+                f:Callable # a function or class with a docstring
+               ):
+        text = super().__new__(cls, f.__doc__)
+        text.of = f
+        return text
+
+    @functools.cached_property
+    def whole(self)->str:
+        of, mro = self.of, getattr(self.of, '__mro__', ())
+        fields = [c for c in mro[::-1] if '__match_args__' in vars(c)]    # of dataclasses and named tuples
+        about = fields or [vars(of).get('__new__', of.__init__) if mro else of]
+        try: found = {k: v for f in about for k, v in _meanings(f).items()}
+        except (OSError, TypeError, SyntaxError): found = {}    # no source here
+        back = found.pop('return', None)
+        given = ['\nParameters:'] * bool(found) + [f'    {name}: {said}' for name, said in found.items()]
+        return '\n'.join([self[:], *given, *([f'\nReturns:\n    {back}'] if back else [])])
+
+    def __str__(self): return self.whole
+    def expandtabs(self, *size:int)->str: return self.whole.expandtabs(*size)
+
 # %% ../nbs/00_core.ipynb #5aa10011
 KINDS = {int: (numbers.Integral,), float: (numbers.Real,), tuple: (tuple, list), list: (tuple, list),
          Path: (str, Path)}    # what is taken for them
@@ -200,13 +254,16 @@ def typed(f:Callable # with annotations
 
 def check_calls(module:dict # the `globals()` of a module
                )->None:
-    "Let the public functions and classes that a module defines look at the kinds of their arguments."
+    "Let public functions and classes look at the kinds of their arguments, and explain them in `help`."
     for name, value in [*module.items()]:
         if name.startswith('_') or getattr(value, '__module__', None) != module['__name__']: continue
-        if inspect.isfunction(value): module[name] = typed(value)
+        if inspect.isfunction(value): module[name] = value = typed(value)
         elif inspect.isclass(value):
             made = [name for name in ('__new__', '__init__') if name in vars(value)]
             for name in made: setattr(value, name, typed(getattr(value, name)))
+        else: continue
+        for f in (value, *filter(inspect.isfunction, vars(value).values())):
+            if type(f.__doc__) is str: f.__doc__ = Described(f)
 
 # %% ../nbs/00_core.ipynb #dc153a57
 def patch(f:Callable, # a function whose first parameter is annotated with a class

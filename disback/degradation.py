@@ -213,7 +213,7 @@ def check_recording(teacher:nn.Module, # a denoiser
 # %% ../nbs/22_degradation.ipynb #b08d3134
 class Degradation(Training):
     "Fine-tune a copy of `teacher` on the samples of the frozen `student` (DisBack Algorithm 1, eq. 7)."
-    purpose = 'degradation'
+    purpose, then = 'degradation', '`Backtracking(student, run.path)`'
 
     def __init__(self,
                  teacher:nn.Module,     # the trained denoiser; left as it is

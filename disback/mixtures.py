@@ -6,7 +6,7 @@
 __all__ = ['squared', 'GaussianMixture', 'ring_mixture', 'grid_mixture', 'FiniteSample', 'DensityRatio']
 
 # %% ../nbs/11_mixtures.ipynb #4412871b
-import math
+import io, math
 from typing import Any
 import torch
 from torch import nn
@@ -109,6 +109,22 @@ def grid_mixture(side:int=5,        # modes along one side
                 )->GaussianMixture:
     "The mixture that `data.grid` samples: `side * side` Gaussians on a square lattice."
     return GaussianMixture(grid_means(side, spacing), std)
+
+# %% ../nbs/11_mixtures.ipynb #34fb9d40
+@patch
+def extra_repr(self:GaussianMixture)->str: return '{} modes in {} dimensions'.format(*self.means.shape)
+
+@patch
+def _repr_png_(self:GaussianMixture)->bytes|None: # None: it is not in the plane
+    "A picture for a notebook; pyplot, and with it the caller's figures, is left alone."
+    if self.shape != (2,): return None
+    from matplotlib.figure import Figure
+    from disback.plots import COLORS, show_points
+    fig, file = Figure((2.5, 2.5), layout='constrained'), io.BytesIO()
+    some = self.sample(1000, torch.Generator(self.means.device).manual_seed(0))
+    show_points(some, fig.subplots(), COLORS['data'])
+    fig.savefig(file, format='png')
+    return file.getvalue()
 
 # %% ../nbs/11_mixtures.ipynb #e6bed9c4
 class FiniteSample(nn.Module):

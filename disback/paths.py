@@ -18,7 +18,7 @@ from typing import Any, Callable
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from .core import check_calls, check_regular, check_schema, check_that, patch, printable
+from .core import Table, check_calls, check_regular, check_schema, check_that, patch, printable
 from .files import digest, file_digest, filled, read_weights, save_tensors, write_json
 from .networks import build, check_network, clone, describe
 from .runs import load_weights
@@ -41,6 +41,11 @@ def snapshot(module:nn.Module # whole, or shared out to several processes
     return {k: v.detach().to('cpu', copy=True) for k, v in whole.items()}
 
 # %% ../nbs/21_paths.ipynb #d29c5f4b
+def _overview(path):
+    "What is known of each node without asking its network."
+    name = lambda i: f'{i}, the teacher' if i == 0 else str(i)
+    return Table(dict(node=name(n.index), step=n.step, drift=n.drift, gap=n.gap) for n in path)
+
 class DegradationPath(Sequence):
     "Denoisers from the teacher (node 0) to the untrained student (node N)."
     def __init__(self,
@@ -64,6 +69,7 @@ class DegradationPath(Sequence):
 
     def __len__(self): return len(self.nodes)
     def __repr__(self): return f"DegradationPath of {len(self)} nodes at steps {[n.step for n in self]}"
+    def _repr_html_(self): return _overview(self)._repr_html_()
     def __getitem__(self, i):
         return DegradationPath(self.network, self.nodes[i]) if isinstance(i, slice) else self.nodes[i]
 

@@ -66,7 +66,7 @@ _default = defaults('pretrain')
 
 class Pretraining(Training):
     "Train `network` by denoising score matching (EDM eq. 2 and 8)."
-    purpose = 'pretraining'
+    purpose, then = 'pretraining', '`OneStep(run.ema)` is a student of this teacher'
 
     def __init__(self,
                  network:nn.Module,  # the denoiser

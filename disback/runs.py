@@ -158,6 +158,8 @@ class GeneratorState:
 # %% ../nbs/09_runs.ipynb #e2018e30
 class Run:
     "An iterator over optimiser steps, with a state that can be saved."
+    then = 'all steps are taken'    # what to do after the last one
+
     def __init__(self,
                  n_steps:int,       # optimiser steps in all
                  seed:int=0,        # its own random generator starts there: see `stream`
@@ -170,6 +172,7 @@ class Run:
         check_number('seed', seed, whole=True, least=0, below=2**63)
         self.n_steps, self.step, self.processes = n_steps, 0, processes
         self.torn, self.untold = False, None    # whether a step was broken off half way; see `drive`
+        self.last = None    # record of the last step
         self.guard, self.settings = guard or Guard(), {k: plain(v) for k, v in dict(settings).items()}
         self.generator = torch.Generator(device).manual_seed(seed)
         self.parts = dict(guard=self.guard, generator=GeneratorState(self.generator))
@@ -225,13 +228,21 @@ def __next__(self:Run):
     own = {k: v.state_dict() for k, v in self.parts.items() if isinstance(v, GeneratorState)}
     before = self.changes(), own, random_states()
     try:
-        record = self.advance()
+        self.last = record = self.advance()
         self.step += 1
     except BaseException:
         self.take_back(before)
         raise
     if self.step == self.n_steps: self.guard.look()
     return record
+
+# %% ../nbs/09_runs.ipynb #244fc143
+@patch
+def __repr__(self:Run):
+    said = {k: float(v) for k, v in getattr(self.last, '_asdict', dict)().items() if k != 'step'}
+    said = ', '.join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in said.items() if math.isfinite(v))
+    then = '`for record in progress(run): ...`' if self.step < self.n_steps else self.then
+    return f"{type(self).__name__} at step {self.step} of {self.n_steps}{said and f' ({said})'}; next: {then}"
 
 # %% ../nbs/09_runs.ipynb #b817dda8
 @patch
@@ -382,8 +393,9 @@ def progress(iterable:Iterable, # what is iterated over
              desc:str='',       # label of the bar
              silent:bool=False, # show none
             )->Iterable:
-    "A progress bar; the environment variable `DISBACK_PROGRESS=0` switches it off."
+    "A progress bar: `for record in progress(run)`; the environment's `DISBACK_PROGRESS=0` switches it off."
     from tqdm.auto import tqdm
+    desc = desc or type(iterable).__name__ * isinstance(iterable, Run)
     silent = silent or os.environ.get('DISBACK_PROGRESS') == '0'
     return tqdm(iterable, total=total, desc=desc, leave=False, disable=silent)
 

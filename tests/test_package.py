@@ -62,6 +62,7 @@ def run(unpacked, *args):
 def test_wheel_holds_every_module_of_the_package(wheel):
     in_checkout = modules_of(p.relative_to(ROOT).as_posix() for p in (ROOT / "disback").rglob("*.py"))
     assert modules_of(wheel.namelist()) == in_checkout
+    assert "disback/__init__.pyi" in wheel.namelist()
 
 
 def test_wheel_holds_a_module_for_every_exporting_notebook(wheel):
