@@ -19,7 +19,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTIVE = re.compile(r"^#\s*\|\s*(\w+):?[ \t]*(.*)\n?", re.M)
-CHAPTERS = {"Tutorials": r"tutorials/", "Ground": r"0\d_", "Teachers": r"1\d_|20_", "The method": r"2[1-9]_",
+CHAPTERS = {"Start": r"own$|measured$", "Tutorials": r"tutorials/", "Ground": r"0\d_",
+            "Teachers": r"1\d_|20_", "The method": r"2[1-9]_",
             "Analysis": r"3\d_", "Interface": r"4\d_", "Experiments": r"experiments/"}
 
 

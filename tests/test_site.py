@@ -282,7 +282,7 @@ def test_a_name_in_prose_leads_to_its_entry_and_the_source_unfolds(visit):
     assert not code.is_visible()
     source.locator("summary").click()
     assert code.is_visible()
-    page.goto(page.url.replace("22_degradation", "index"))
+    page.goto(page.url.replace("22_degradation", "measured"))
     page.locator("article a code", has_text="02_convergence").first.click()
     page.wait_for_url("**/experiments/02_convergence.html")
 
