@@ -341,17 +341,19 @@ def comparison_report(folder:'RunFolder', # of the comparison
     return folder.finish(dict(summary=table, threshold=why, said=said))
 
 # %% ../nbs/46_cli.ipynb #93db26f3
-NEXT = {'pretrain': 'degrade --teacher {} --out {}/path', 'import': 'degrade --teacher {} --out {}/path',
-        'degrade': 'backtrack --path {} --out {}/student', 'backtrack': 'sample --run {}'}    # what follows
+NEXT = dict(pretrain=('degrade', 'teacher', 'path'), degrade=('backtrack', 'path', 'student'),
+            backtrack=('sample', 'run', None))    # what follows, what it reads, what it writes
+NEXT['import'] = NEXT['pretrain']
 
 def where_next(options:Options, # of a stage
                result:dict,     # what it returned
               )->str:
     "Where a stage wrote, what it took, and the command that goes on from there."
     took = ', '.join(f'{name} {result[name]:,.6g}' for name in ('seconds', 'passes') if name in result)
-    places = [shlex.quote(str(place)) for place in (options.out, options.out.parent)]
-    follow = NEXT[options.name].format(*places)
-    return f"{options.out}: done{took and f' ({took})'}; next: disback {follow}"
+    command, reads, writes = NEXT[options.name]
+    words = ['disback', command, f'--{reads}', str(options.out)]
+    if writes: words += ['--out', str(options.out.parent/writes)]
+    return f"{options.out}: done{took and f' ({took})'}; next: {shlex.join(words)}"
 
 def do_command(typed:list # what stands behind `disback`
               )->None:

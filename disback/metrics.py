@@ -6,8 +6,8 @@
 __all__ = ['as_rows', 'as_pair', 'squared_distances', 'distances', 'mean_between', 'mean_within', 'energy_distance', 'mmd',
            'exact_w2', 'sliced_w2', 'root', 'check_moments', 'is_positive', 'frechet_from_moments', 'gaussian_w2',
            'ModeCoverage', 'mode_coverage', 'modes_of', 'count_modes', 'check_images', 'image_features',
-           'digit_features', 'features_for', 'check_features', 'features_of', 'moments', 'frechet_distance', 'reach',
-           'PrecisionRecall', 'precision_recall', 'Judge']
+           'digit_features', 'coordinates', 'features_for', 'check_features', 'features_of', 'moments',
+           'frechet_distance', 'reach', 'PrecisionRecall', 'precision_recall', 'Judge']
 
 # %% ../nbs/07_metrics.ipynb #3e5bc74b
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
@@ -265,11 +265,16 @@ def digit_features(x:torch.Tensor # digits `(n, 1, 8, 8)` in [-1, 1]
     check_that(x.shape[1:] == (1, 8, 8), 'digits', x, '(n, 1, 8, 8) (`image_features` is for other images)')
     return image_features(x)
 
+def coordinates(x:torch.Tensor # `(n, *dims)`
+               )->torch.Tensor:   # `(n, D)`
+    "Features of points: the points."
+    return x.flatten(1)
+
 def features_for(shape:Sequence[int] # of one sample, `dims`
                 )->Callable: # `(n, *dims) -> (n, D)`
     "The default features of samples: random convolutions for images, the sample itself for all else."
     if tuple(shape) == (1, 8, 8): return digit_features
-    return image_features if len(shape) == 3 else lambda x: x.flatten(1)
+    return image_features if len(shape) == 3 else coordinates
 
 # %% ../nbs/07_metrics.ipynb #366e283b
 def check_features(f:Any, # what somebody's function of samples returned
