@@ -28,7 +28,7 @@ from .adapters import Adapted
 from .backtracking import (ARMS, Adaptive, Backtracking, Proportional, Ramp, backtracking_passes,
                                   chasing_adam)
 from .core import (Table, check_calls, check_choice, check_counts, check_number, check_seeds,
-                          check_that, defaults, stream)
+                          check_that, defaults, patch_property, stream)
 from .data import DATA_NAMES, load_data
 from .degradation import Degradation, EqualDrift, Every
 from .files import file_digest, fingerprint, load_state, read_json, save_state, whole, write_json
@@ -142,18 +142,19 @@ class Arm:
                 check_number(f'{option} of an arm', value, **{bound: 0})
         _ = self.steps    # an itinerary has rules of its own
 
-    @property
-    def steps(self)->Any: # an itinerary
-        "How the walk moves on."
-        if self.itinerary == 'proportional': return Proportional()
-        if self.itinerary == 'ramp': return Ramp(self.walk, self.lead, every=1)
-        if self.itinerary == 'even': return Adaptive(tolerance=1e-9, share=self.walk)
-        return Adaptive(self.tolerance, self.walk, every=1)
+# %% ../nbs/31_comparisons.ipynb #fcd3c789
+@patch_property
+def steps(self:Arm)->Any: # an itinerary
+    "How the walk moves on."
+    if self.itinerary == 'proportional': return Proportional()
+    if self.itinerary == 'ramp': return Ramp(self.walk, self.lead, every=1)
+    if self.itinerary == 'even': return Adaptive(tolerance=1e-9, share=self.walk)
+    return Adaptive(self.tolerance, self.walk, every=1)
 
-    @property
-    def scales(self)->Any: # a number, or a rule of the node
-        "The guidance of the targets, as `Backtracking` takes it."
-        return self.guidance if self.guided == 'teacher' else lambda node: self.guidance
+@patch_property
+def scales(self:Arm)->Any: # a number, or a rule of the node
+    "The guidance of the targets, as `Backtracking` takes it."
+    return self.guidance if self.guided == 'teacher' else lambda node: self.guidance
 
 # %% ../nbs/31_comparisons.ipynb #8b4ba666
 def parse_arm(text:str, # such as 'disback:nodes=3:lr=0.001'

@@ -122,7 +122,7 @@ def tell_time(seconds:float, # that `PROBE` steps took
     left = seconds / PROBE * (run.n_steps - step)
     if left < 30: return
     print(f'{run.purpose}: about {hours(left / 3600)} here, as busy as this machine is'
-          + f'; --n-steps {run.n_steps // 10} takes a tenth' * (left > 600), flush=True)
+          + f'; {run.n_steps // 10:,} steps take a tenth' * (left > 600), flush=True)
 
 def train(run:Run,          # at its start
           folder:RunFolder, # its folder; a run that it holds is resumed
@@ -299,7 +299,7 @@ FILES = {'config.json': 'all settings; `--resume` checks that they are the same'
 def command_of(options:Options, # of any command
                **given:Any,     # what is to stand in place of them
               )->str:
-    "What one would type to get these options."
+    "What one would type to get these options; what may be changed on resuming is left out."
     table = options.settings() | {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
     return shlex.join(['disback', table.pop('stage'), *as_args(table)])
 
