@@ -12,6 +12,14 @@ ini.read(here / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 readme = here / "README.md"
 suffix = "_requirements"
+SHIPPED = {  # folder of share/disback: files of this checkout
+    "": "nbs/[opm]*.ipynb",  # own, paper, measured
+    "tutorials": "nbs/tutorials/*.ipynb",
+    "experiments": "nbs/experiments/*.ipynb",
+    "recipes": "recipes/*.toml",
+    "examples": "examples/*.safetensors",
+    "examples/path": "examples/path/*",
+}
 
 setup(
     name=cfg["lib_name"],
@@ -26,8 +34,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     package_data={cfg["lib_path"]: ["*.pyi", "py.typed", "data/*"]},
-    data_files=[(f"share/disback/{name}", [str(f.relative_to(here)) for f in sorted(here.glob(files))])
-                for name, files in [("tutorials", "nbs/tutorials/*.ipynb"), ("recipes", "recipes/*.toml")]],
+    data_files=[(f"share/disback/{folder}", [str(f.relative_to(here)) for f in sorted(here.glob(files))])
+                for folder, files in SHIPPED.items()],
     install_requires=cfg["requirements"].split(),
     extras_require={key[:-len(suffix)]: cfg[key].split() for key in cfg if key.endswith(suffix)},
     entry_points={"console_scripts": cfg["console_scripts"].split()},

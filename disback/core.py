@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', 'check_number', 'check_counts', 'check_memory',
            'check_callables', 'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'Described',
-           'kinds_of', 'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults']
+           'kinds_of', 'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults', 'shipped']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
 import ast, collections.abc, difflib, functools, hashlib, html, inspect, io, itertools, math, numbers, os
 import stat, textwrap, tokenize, types
+from importlib.metadata import PackageNotFoundError, files
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Callable, Iterable, Literal, Union, get_args, get_origin
@@ -344,6 +346,21 @@ def defaults(stage:str,        # 'pretrain', 'degrade', 'backtrack' or 'compare'
     check_choice('kind of data', kind, ('points', 'images'))
     table = DEFAULTS[stage]
     return SimpleNamespace(**{k: v[kind] if isinstance(v, dict) else v for k, v in table.items()})
+
+# %% ../nbs/00_core.ipynb #f6bdf8bc
+def shipped(folder:str, # 'recipes', 'tutorials' or another beside the package
+            ending:str, # of the files' names
+           )->list:     # of paths, sorted
+    "Files that come with this checkout or installation, beside the package."
+    root = Path(find_spec('disback').origin).parents[1]
+    for here in (root/folder, root/'nbs'/folder):
+        if found := sorted(here.glob(f'*{ending}')): return found
+    try: installed = files('disback') or ()
+    except PackageNotFoundError: return []
+    place = f'share/disback/{folder}'.rstrip('/')
+    found = [f for f in installed if f.parent.as_posix().endswith(place)]
+    return sorted(Path(f.locate()) for f in found if f.name.endswith(ending))
+
 
 # %% ../nbs/00_core.ipynb #c0ca1100
 check_calls(globals())

@@ -4,21 +4,19 @@
 
 # %% auto #0
 __all__ = ['SOURCE', 'CONFIG', 'SECONDS', 'RESULT', 'METRIC', 'PLACES', 'REFERRED', 'FORMAT', 'NETWORK', 'RunFolder', 'Lock',
-           'lock', 'course', 'base_in', 'load_teacher', 'load_path', 'shipped']
+           'lock', 'course', 'base_in', 'load_teacher', 'load_path']
 
 # %% ../nbs/41_folders.ipynb #a71feffe
 import fcntl, json, os
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any, Callable, Iterator
 from weakref import WeakValueDictionary
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
-import disback
 from .adapters import as_base, name_of
 from .core import check_calls, check_regular, check_schema, patch, patch_property, printable
 from .files import file_digest, filled, load_state, read_json, save_state, whole, write_json
@@ -441,19 +439,6 @@ def load_path(folder:str|Path # run folder of `degrade`, or any with a path
     run, _held = RunFolder(folder), None    # until the path holds it
     if run.begun and (run/MANIFEST).is_file(): _held = run.bring(read_manifest(run/MANIFEST)['network'])
     return DegradationPath.open(run.path)
-
-# %% ../nbs/41_folders.ipynb #f6bdf8bc
-def shipped(folder:str, # 'recipes' or 'tutorials'
-            ending:str, # of the files' names
-           )->list:     # of paths, sorted
-    "Files that come with this checkout or installation, beside the package."
-    root = Path(disback.__file__).parents[1]
-    for here in (root/folder, root/'nbs'/folder):
-        if found := sorted(here.glob(f'*{ending}')): return found
-    try: installed = files('disback') or ()
-    except PackageNotFoundError: return []
-    place = f'share/disback/{folder}'
-    return sorted(Path(f.locate()) for f in installed if f.parent.as_posix().endswith(place))
 
 # %% ../nbs/41_folders.ipynb #c0ca1141
 check_calls(globals())

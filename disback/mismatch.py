@@ -6,13 +6,14 @@
 __all__ = ['ROWS', 'QUANTITIES', 'sigma_ladder', 'as_sigmas', 'as_noised', 'at_rest', 'answer', 'row_mean', 'sigma_squared',
            'unweighted', 'by_level', 'squares', 'score_mismatch', 'LabelledSample', 'exact_denoiser',
            'fisher_divergence', 'mismatch_degree', 'degree_floor', 'mismatch_field', 'with_colorbar', 'show_field',
-           'mismatch_map', 'show_map', 'Decomposition', 'decompose', 'MismatchRecord', 'MismatchRecorder', 'cell_edges',
-           'heat_norm', 'show_heat']
+           'mismatch_map', 'show_map', 'Decomposition', 'decompose', 'MismatchRecord', 'MismatchRecorder',
+           'read_recorder', 'cell_edges', 'heat_norm', 'show_heat']
 
 # %% ../nbs/30_mismatch.ipynb #2d093475
 import math
 from contextlib import contextmanager
 from itertools import repeat
+from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import torch
 from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ from torch import nn
 from .core import check_calls, check_choice, check_counts, check_number, check_that, patch, stream
 from .data import Classes
 from .diffusion import as_labels, expand
+from .files import load_state, save_state
 from .metrics import as_rows
 from .mixtures import FiniteSample
 from .networks import clone, device_of, noise_shape
@@ -416,6 +418,30 @@ def rows(self:MismatchRecorder)->list[dict]: # step, passes, node, sigma and the
     "The records as plain numbers, a dict for each record and noise level."
     def row(r, i): return {k: v[i].item() if k in QUANTITIES else v for k, v in r._asdict().items()}
     return [row(r, i) | dict(sigma=s) for r in self.records for i, s in enumerate(self.sigmas.tolist())]
+
+# %% ../nbs/30_mismatch.ipynb #4be2dd65
+@patch
+def save(self:MismatchRecorder, file:str|Path)->None: # `*.safetensors`
+    "Write what was recorded, whole or not at all; the teacher is not kept."
+    samples = [[x.half(), cond] for x, cond in self.samples]
+    records = [r._asdict() for r in self.records]
+    save_state(file, dict(sigmas=self.sigmas, records=records, samples=samples, every=self.every, n=self.n,
+                          seed=self.seed, arrivals=[[*a] for a in self.arrivals]))
+
+def read_recorder(file:str|Path,    # written by `MismatchRecorder.save`
+                  teacher:Callable, # the denoiser at the end of the path
+                 )->MismatchRecorder:
+    "Read what was recorded."
+    number, tensor = (int, float), torch.Tensor
+    record = dict(step=int, passes=number, node=int) | dict.fromkeys(QUANTITIES, tensor)
+    schema = dict(sigmas=tensor, records=[record], samples=list, every=int, n=int, seed=int, arrivals=[[int]])
+    state = load_state(file, schema)
+    kept = MismatchRecorder(teacher, state['sigmas'], state['every'], state['n'], state['seed'], True)
+    kept.records = [MismatchRecord(**row) for row in state['records']]
+    kept.samples = [(x.float(), cond) for x, cond in state['samples']]
+    kept.arrivals = [(step, node) for step, node in state['arrivals']]
+    return kept
+
 
 # %% ../nbs/30_mismatch.ipynb #5c790469
 def cell_edges(centres:torch.Tensor # `(k,)`, ascending

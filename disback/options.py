@@ -444,7 +444,7 @@ class Compare(Options):
 @dataclass(kw_only=True)
 class Lab(Options):
     "Open JupyterLab on a copy of the tutorials, with the widgets to step through them."
-    out: Path = Path('tutorials')   # folder for the notebooks; those that are there already stay as they are
+    out: Path = Path('lab')         # folder for the notebooks; those that are there already stay as they are
     port: int = 8888                # of JupyterLab, on this machine only; the next free one if it is taken
     browser: bool = True            # whether to open a browser
 

@@ -23,11 +23,10 @@ from torch.utils.flop_counter import flop_registry
 from .adapters import Adapted
 from .backtracking import backtracking_passes
 from .core import Table, check_calls, check_choice, check_counts, check_number, check_regular
-from .core import check_that
+from .core import check_that, shipped
 from .degradation import EqualDrift, Every, degradation_passes, pool_for
 from .edm import edm_network
 from .engine import Engine
-from .folders import shipped
 from .losses import get_loss
 from .networks import build
 from .options import STAGES, Backtrack, Compute, Degrade, Evaluate, kind_of

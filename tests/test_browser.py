@@ -1,4 +1,4 @@
-"""The widgets in a real browser: JupyterLab in headless Chromium, driven by mouse and keyboard.
+"""The widgets in a real browser: JupyterLab and Notebook 7 in headless Chromium, driven by mouse and keys.
 
 Without Chromium the tests are skipped; DISBACK_BROWSER=required makes that a failure. Screenshots go to
 DISBACK_SCREENSHOTS, if it is set."""
@@ -34,25 +34,8 @@ PANEL = "Array.from(window.jupyterapp?.shell.widgets('main') ?? []).find(w => w.
 
 IMPORTS = """\
 import pathlib, threading, time, torch
-from disback.widgets import DistillationLab, Gallery, MismatchExplorer, PathStepper"""
-A_PATH = """\
-from disback.degradation import Degradation, EqualDrift
-from disback.networks import OneStep, ResMLP
-from disback.mixtures import ring_mixture
-from disback.pretraining import Pretraining
-torch.manual_seed(0)
-ring, net = ring_mixture(), ResMLP(width=32, depth=1)
-pretraining = Pretraining(net, ring.sample, n_steps=100)
-for _ in pretraining: pass
-teacher, student = pretraining.ema, OneStep(pretraining.ema)
-recording = Degradation(teacher, student, keep=EqualDrift(4), n_steps=30)
-for _ in recording: pass"""
-A_RUN = """\
-from disback.backtracking import Backtracking, Fixed
-from disback.mismatch import MismatchRecorder
-recorder = MismatchRecorder(teacher, every=10, n=128, keep_samples=True)
-run = Backtracking(student, recording.path, itinerary=Fixed((10, 10)), n_steps=40, batch=64)
-for _ in recorder.follow(run): pass"""
+from disback.widgets import DistillationLab, Gallery, MismatchExplorer, PathStepper, RaceReplay, example"""
+AN_EXAMPLE = "shown = example()"
 A_FOLDER = """\
 from disback.cli import main
 few = '--data ring --pretrain-steps 50 --degrade-steps 10 --steps 40'
@@ -64,8 +47,10 @@ def watch():
         time.sleep(.1)
 threading.Thread(target=watch, daemon=True).start()"""
 NOTEBOOKS = {
-    "stepper": [IMPORTS, A_PATH, "PathStepper(recording.path, student, ring.sample(300))"],
-    "explorer": [IMPORTS, A_PATH, A_RUN, "MismatchExplorer(recorder, recording.path)"],
+    "stepper": [IMPORTS, AN_EXAMPLE, "PathStepper(shown.path, shown.student, shown.data)"],
+    "explorer": [IMPORTS, AN_EXAMPLE, "MismatchExplorer(shown.recorder, shown.path)"],
+    "replay": [IMPORTS, AN_EXAMPLE, "RaceReplay(shown.races, 'fake score learns')"],
+    "placed": [IMPORTS, "lab = DistillationLab('placed modes', teacher_steps=50)\nlab"],
     "gallery": [IMPORTS, A_FOLDER, "Gallery('demo')"],
     "lab": [IMPORTS,
             "lab = DistillationLab(budget=20000, teacher_steps=50, record=6, lr=1e-4)\nlab.lease = 4.\nlab",
@@ -122,7 +107,7 @@ def server(tmp_path_factory):
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')    # no pop-up
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
                f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}",
-               "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=",
+               "--LabApp.expose_app_in_browser=True", "--JupyterNotebookApp.expose_app_in_browser=True",
                "--LabApp.extension_manager=readonly",
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     env = environment(home, JUPYTER_TOKEN=token, DISBACK_PROGRESS="0", PYTHON_KEYRING_BACKEND="")
@@ -131,7 +116,7 @@ def server(tmp_path_factory):
     try:
         said = lambda: (home / "log").read_text()[-3000:]
         wait(lambda: process.poll() is None and get(f"http://127.0.0.1:{port}/api?token={token}"), said)
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}.ipynb?token={token}&reset", folder
+        yield f"http://127.0.0.1:{port}/{{}}/{{}}.ipynb?token={token}&reset", folder
     finally:
         process.terminate()
         process.wait(20)
@@ -176,13 +161,13 @@ def notebook(server, browser):
     def hear(message):
         if message.type == "error" and not ignorable(message.text): wrong.append(f"console: {message.text}")
 
-    def open_and_run(name):
-        page = browser.new_page(viewport=dict(width=1366, height=768))    # a laptop
+    def open_and_run(name, front="lab/tree", width=1366, height=768, scale=1):    # a laptop
+        page = browser.new_page(viewport=dict(width=width, height=height), device_scale_factor=scale)
         page.set_default_timeout(1000 * WAIT)
-        page.on("pageerror", lambda e: wrong.append(f"page error: {e}"))
+        page.on("pageerror", lambda e: ignorable(str(e)) or wrong.append(f"page error: {e}"))
         page.on("console", hear)
-        opened.append((name, page))
-        page.goto(address.format(name))
+        opened.append((f"{name}_{front[0]}{scale}", page))
+        page.goto(address.format(front, name))
         until(page, ALL_RUN)
         return page
 
@@ -212,8 +197,11 @@ def shoot(page, name):
 
 
 def ignorable(text):
-    """What JupyterLab itself says of a server that has no user settings yet, and of closed connections."""
-    return bool(re.search(r"Failed to load resource.*40[04]|favicon|net::ERR_NAME_NOT_RESOLVED", text))
+    """What JupyterLab itself says of a server that has no user settings yet, and of closed connections, and
+    Notebook 7 of plugins of JupyterLab that it has not."""
+    own = (r"Failed to load resource.*40[034]|favicon|net::ERR_NAME_NOT_RESOLVED"
+           r"|reading 'schema'|'filebrowser:open-path' not registered")
+    return bool(re.search(own, text))
 
 
 def picture(page):
@@ -256,7 +244,7 @@ def says(page, label, text):
 def test_path_stepper_follows_keys_mouse_and_play(notebook):
     page = notebook("stepper")
     before = picture(page)
-    for key, node in [("ArrowRight", "0.25"), ("End", "3"), ("Home", "0")]:
+    for key, node in [("ArrowRight", "0.25"), ("End", "4"), ("Home", "0")]:
         press(page, "node", key)
         says(page, "node", node)
         before = changed(page, before)
@@ -267,23 +255,92 @@ def test_path_stepper_follows_keys_mouse_and_play(notebook):
     page.mouse.down()
     page.mouse.move(bar["x"] + bar["width"], bar["y"] + bar["height"] / 2, steps=5)
     page.mouse.up()
-    says(page, "node", "3")
+    says(page, "node", "4")
 
     press(page, "node", "Home")
     says(page, "node", "0")
     before = picture(page)
     page.locator(".widget-play button").first.click()
-    says(page, "node", "3")    # it walks to the end by itself
+    says(page, "node", "4")    # it walks to the end by itself
     before = changed(page, before)
     press(page, "σ", "ArrowRight")
     changed(page, before)
+
+
+def test_notebook_7_keeps_arrow_keys_and_leaves_the_others_and_the_buttons(notebook):
+    page = notebook("stepper", front="notebooks")
+    before = picture(page)
+    for key, node in [("PageUp", "1.25"), ("End", "4"), ("Home", "0")]:
+        press(page, "node", key)
+        says(page, "node", node)
+        before = changed(page, before)
+    page.get_by_role("button", name="›").first.focus()
+    page.keyboard.press("Space")
+    says(page, "node", "0.25")
+    before = changed(page, before)
+    page.get_by_title("node: one back").first.click()
+    says(page, "node", "0")
+    changed(page, before)
+
+
+def test_enlarged_twice_the_picture_is_sharp_and_keeps_its_shape(notebook):
+    page = notebook("stepper", width=683, height=384, scale=2)    # 200 %
+    image = page.locator(".widget-image").first
+    wide, high = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    box = image.bounding_box()
+    assert wide >= 2 * box["width"], "a dot of the screen has no dot of the picture"
+    assert abs(wide / high - box["width"] / box["height"]) < .01, "stretched"
+    assert box["x"] + box["width"] <= 683
+
+
+def test_in_the_dark_words_are_light_and_the_picture_has_a_ground(notebook):
+    page = notebook("stepper")
+    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', "
+                  "{theme: 'JupyterLab Dark'})")
+    until(page, "() => document.body.dataset.jpThemeLight === 'false'")
+    light = """of => { const [r, g, b] = getComputedStyle(of).color.match(/[0-9.]+/g).map(Number);
+                       return (r + g + b) / 765; }"""
+    for words in (".widget-label", ".widget-readout", ".widget-html-content"):
+        seen = page.locator(words).first
+        wait(lambda seen=seen: seen.evaluate(light) > .6, f"{words} to be light")
+    corner = """image => { const c = document.createElement('canvas').getContext('2d');
+                           c.drawImage(image, 0, 0); return [...c.getImageData(1, 1, 1, 1).data]; }"""
+    assert page.locator(".widget-image").first.evaluate(corner) == [255] * 4
+    shoot(page, "dark")
+
+
+def test_race_replay_walks_and_switches(notebook):
+    page = notebook("replay")
+    before = picture(page)
+    press(page, "forward passes", "ArrowRight")
+    says(page, "forward passes", "150")
+    before = changed(page, before)
+    choose(page, "4 times as fast")
+    before = changed(page, before)
+    page.locator(".widget-play button").first.click()
+    says(page, "forward passes", "6000")
+    changed(page, before)
+
+
+def test_a_click_places_a_mode(notebook):
+    page = notebook("placed")
+    before, image = picture(page), page.locator(".widget-image").first
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
+    image.click(position=dict(x=.15 * box["width"], y=.3 * box["height"]))
+    before = changed(page, before)
+    page.get_by_label("data", exact=True).select_option("ring")
+    before = changed(page, before)
+    image.click(position=dict(x=.15 * box["width"], y=.3 * box["height"]))
+    page.get_by_text("a click places a mode when").first.wait_for()    # no race is thrown away
+    assert picture(page) == before
 
 
 def test_mismatch_explorer_follows_its_controls(notebook):
     page = notebook("explorer")
     before = picture(page)
     press(page, "step", "ArrowRight")
-    says(page, "step", "10")
+    says(page, "step", "27")
     before = changed(page, before)
     press(page, "σ", "ArrowLeft")
     before = changed(page, before)
@@ -292,7 +349,7 @@ def test_mismatch_explorer_follows_its_controls(notebook):
     choose(page, "target to teacher")
     before = changed(page, before)
     page.locator(".widget-play button").first.click()
-    says(page, "step", "40")
+    says(page, "step", "839")
     changed(page, before)
 
 
@@ -381,9 +438,9 @@ def test_lab_runs_pauses_steps_resets_saves_and_rests_when_closed(notebook, serv
     thread(server, "rests")
 
 
-def test_lab_command_serves_the_tutorials_on_loopback_with_a_token(tmp_path):
+def test_lab_command_opens_on_something_alive_behind_a_token(browser, tmp_path):
     port = free_port()
-    command = [Path(sys.executable).with_name("disback"), "lab", "--out", str(tmp_path / "tutorials"),
+    command = [Path(sys.executable).with_name("disback"), "lab", "--out", str(tmp_path / "lab"),
                "--port", str(port), "--no-browser"]
     heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)    # background jobs ignore Ctrl-C
     with open(tmp_path / "log", "w") as log:
@@ -393,13 +450,31 @@ def test_lab_command_serves_the_tutorials_on_loopback_with_a_token(tmp_path):
     api = f"http://127.0.0.1:{port}/api"
     try:
         wait(lambda: process.poll() is None and get(api), said)
-        token = re.search(r"http://127\.0\.0\.1:\d+/lab\?token=(\w+)", said())[1]
+        address = re.search(r"http://127\.0\.0\.1:\d+/lab/tree/tutorials/00_\w+\.ipynb\?token=(\w+)", said())
         with pytest.raises(urllib.error.HTTPError, match="403"): get(f"{api}/contents")
-        served = json.loads(get(f"{api}/contents?token={token}"))
-        names = {p.name for p in (ROOT / "nbs" / "tutorials").glob("*.ipynb")}
-        assert {f["name"] for f in served["content"]} == names
+        for folder, files in {"tutorials": "tutorials/*.ipynb", "experiments": "experiments/*.ipynb"}.items():
+            served = json.loads(get(f"{api}/contents/{folder}?token={address[1]}"))
+            assert {f["name"] for f in served["content"]} == {p.name for p in (ROOT / "nbs").glob(files)}
+        look_at_the_first_page(browser, address[0])
         os.killpg(process.pid, signal.SIGINT)    # Ctrl-C
         assert process.wait(30) == 0 and "Traceback" not in said(), said()[-3000:]
         assert get(api) is None
     finally:
         if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+
+
+def look_at_the_first_page(browser, address):
+    """Two clicks, and a slider moves; nothing has popped up."""
+    page = browser.new_page(viewport=dict(width=1366, height=768))
+    page.set_default_timeout(1000 * WAIT)
+    page.goto(address)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').first.wait_for()    # a kernel
+    page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()
+    page.locator('[data-command="notebook:run-cell-and-select-next"]').first.click()
+    page.locator(".widget-image").first.wait_for()
+    before = picture(page)
+    press(page, "node", "ArrowRight")
+    changed(page, before)
+    shoot(page, "first_page")
+    assert page.locator(".jp-toast, .Toastify__toast").count() == 0
+    page.close()

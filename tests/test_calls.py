@@ -780,7 +780,7 @@ SPECIAL = {
     "folders.course": dict(config=lambda: dict(source=None, inputs={})),
     "folders.load_path": dict(folder=lambda: WORLD / "path"),
     "folders.load_teacher": dict(folder=lambda: WORLD / "teacher"),
-    "folders.shipped": dict(folder=lambda: "recipes", ending=lambda: ".toml"),
+    "core.shipped": dict(folder=lambda: "recipes", ending=lambda: ".toml"),
     "images.to_pixels": dict(image=PIL_image),
     "images.check_fit": dict(first_name=lambda: "first", first=lambda: (2,)),
     "images.label_table": dict(data=lambda: b'{"labels": [["a.png", 0]]}'),
