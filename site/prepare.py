@@ -76,6 +76,7 @@ def page_cells(nb, page, address):
     """The cells of a page, and `(module, names)` of what it exports."""
     cells, module, names = [], None, []
     for cell in nb.cells:
+        if cell.id == "colab-badge": continue    # an image from elsewhere; the site has a button of its own
         if cell.cell_type != "code":
             cells.append(new_markdown_cell(links(cell.source, page, address), id=cell.id))
             continue
