@@ -43,6 +43,7 @@ def links(text, page, address):
     def turn(found):
         image, words, target = found.groups()
         path = normpath(folder / target)
+        if not page and path.startswith("nbs/"): return f"[{words}]({path[4:]})"    # beside it here
         is_page = path.startswith("nbs/") or re.match(r"\w+:|#", target)
         if is_page or not (ROOT / path).exists(): return found[0]
         if path.startswith("docs/images/"): return f"{image}[{words}]({'../' * page.count('/')}{path[5:]})"
