@@ -20,6 +20,8 @@ SHIPPED = {  # folder of share/disback: files of this checkout
     "examples": "examples/*.safetensors",
     "examples/path": "examples/path/*",
 }
+url = cfg["git_url"].rstrip("/")    # while it is empty, the package has no links
+pages = {"Source": "", "Issues": "/issues", "Changelog": f"/blob/{cfg['branch']}/CHANGELOG.md"}
 
 setup(
     name=cfg["lib_name"],
@@ -28,6 +30,7 @@ setup(
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
     long_description_content_type="text/markdown",
     author=cfg["author"],
+    project_urls={name: f"{url.removesuffix('.git')}{page}" for name, page in pages.items() if url},
     license="Apache-2.0",
     license_files=["LICENSE"],
     keywords=cfg["keywords"].split(),

@@ -43,6 +43,7 @@ def links(text, page, address):
     def turn(found):
         image, words, target = found.groups()
         path = normpath(folder / target)
+        if not page and path.startswith("nbs/"): return f"[{words}]({path[4:]})"    # beside it here
         is_page = path.startswith("nbs/") or re.match(r"\w+:|#", target)
         if is_page or not (ROOT / path).exists(): return found[0]
         if path.startswith("docs/images/"): return f"{image}[{words}]({'../' * page.count('/')}{path[5:]})"
@@ -76,6 +77,7 @@ def page_cells(nb, page, address):
     """The cells of a page, and `(module, names)` of what it exports."""
     cells, module, names = [], None, []
     for cell in nb.cells:
+        if cell.id == "colab-badge": continue    # an image from elsewhere; the site has a button of its own
         if cell.cell_type != "code":
             cells.append(new_markdown_cell(links(cell.source, page, address), id=cell.id))
             continue

@@ -4,14 +4,16 @@
 
 nbdev's directives are honoured (`#| hide`, `#| export`, `#| hide_line`, `#| echo: false`,
 `#| filter_stream`), figures go to docs/images/index_*, and relative links, written as seen from the
-notebook's folder, are turned to the project's root.
-`--check` writes nothing and fails if README.md or a figure differs from what the notebook gives."""
+notebook's folder, are turned to the project's root. What follows from the project's address in settings.ini
+is put in too, here and elsewhere, or taken out: see tools/addresses.py.
+`--check` writes nothing and fails if README.md, a figure or one of those files is not up to date."""
 import argparse
 import copy
 import os.path
 import re
 import sys
 
+import addresses
 import nbformat
 from clean import ROOT, read
 from nbconvert import MarkdownExporter
@@ -70,7 +72,8 @@ def render():
     where = {"unique_key": PREFIX, "output_files_dir": IMAGES}
     text, resources = exporter.from_notebook_node(prepare(read(INDEX)), where)
     text = re.sub(r"[ \t]+$", "", text, flags=re.M)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
+    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return addresses.in_readme(text, addresses.settings()), resources["outputs"]
 
 
 def broken_links(text, figures):
@@ -89,13 +92,14 @@ def main():
     text, figures = render()
     if broken := broken_links(text, figures):
         sys.exit(f"README.md would point at what does not exist: {', '.join(broken)}.")
-    wanted = {"README.md": text.encode(), **figures}
+    wanted = {"README.md": text.encode(), **figures, **addresses.files()}
     there = [str(p.relative_to(ROOT)) for p in (ROOT / IMAGES).glob(f"{PREFIX}_*")]
     old = [p for p in there if p not in wanted]
     new = [p for p, data in wanted.items() if not (ROOT / p).exists() or (ROOT / p).read_bytes() != data]
     if args.check:
         if old or new:
-            sys.exit(f"Not what nbs/index.ipynb gives: {', '.join(new + old)}; run `python tools/readme.py`.")
+            sys.exit(f"Not what nbs/index.ipynb and settings.ini give: {', '.join(new + old)}; "
+                     "run `python tools/readme.py`.")
         return
     for p in old: (ROOT / p).unlink()
     for p in new:
