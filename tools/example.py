@@ -4,7 +4,7 @@
 
 Everything is as `disback.widgets.Race` has it by default: the ring, a far start, seed 0; one thread. The
 races differ in how fast the fake score learns: as fast as the student, and four times as fast. Takes a
-minute."""
+minute. Without FOLDER, into `examples/`, and the README's picture of the path is drawn anew."""
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from disback.mismatch import MismatchRecorder
-from disback.widgets import EXAMPLES, Race
+from disback.widgets import EXAMPLES, PathStepper, Race, example
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,5 +36,17 @@ def main(folder):
     recorder.save(folder / "mismatch.safetensors")
 
 
+def picture(file):
+    """Draw what the README shows: the path at its middle node."""
+    shown = example()
+    stepper = PathStepper(shown.path, shown.student, shown.data)
+    stepper.controls["node"].value = 2
+    stepper.show()
+    file.write_bytes(stepper.image.value)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if sys.argv[1:] else ROOT / "examples")
+    if sys.argv[1:]: main(Path(sys.argv[1]))
+    else:
+        main(ROOT / "examples")
+        picture(ROOT / "docs" / "images" / "path_stepper.png")
