@@ -209,7 +209,7 @@ class Import(FromRecipe):
     # them); a text-to-image pipeline stays where it is, and is referred to
     file: Positional[Path]
     out: Path                   # run folder to write
-    key: str = 'ema'            # which network of an official checkpoint
+    key: str | None = None      # which network of an official checkpoint; None: ema
     # for weights alone: arguments of the EDM network that they belong to, as JSON; or, for a file of OpenAI,
     # openai:NAME, such as openai:imagenet64; None: as the file's published name says
     network: str | None = None
@@ -221,6 +221,13 @@ class Import(FromRecipe):
     data: str | None = None     # data that it was trained on, named as for pretrain; for evaluation
     size: int | None = None     # for glyphs or a folder: side in pixels, as for pretrain
     resume: bool = False        # go on with the import in the folder
+
+    def check(self)->None:
+        "As `Options.check`; and no option is about something that was not named."
+        super().check()
+        if self.size is not None and self.data is None:
+            raise ValueError("--size is about the data that the teacher was trained on: name them by --data, "
+                             "or leave it out")
 
 # %% ../nbs/40_options.ipynb #e0bd39ed
 @dataclass(kw_only=True)

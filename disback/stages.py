@@ -8,9 +8,9 @@ __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 
            'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described', 'options_of', 'pretrain',
            'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like',
            'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'lag_of',
-           'follow', 'backtrack', 'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked', 'sample', 'sheet',
-           'samples_figure', 'more_of', 'measured', 'evaluate', 'data_to_meet', 'teacher_and_data', 'check', 'load_own',
-           'own_tasks', 'check_new', 'statistics', 'export_', 'do']
+           'follow', 'check_batch', 'backtrack', 'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked',
+           'sample', 'sheet', 'samples_figure', 'more_of', 'measured', 'evaluate', 'data_to_meet', 'teacher_and_data',
+           'check', 'load_own', 'own_tasks', 'check_new', 'statistics', 'export_', 'do']
 
 # %% ../nbs/43_stages.ipynb #43aa0001
 import math, os, platform, shlex, time
@@ -31,7 +31,8 @@ from . import __version__
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional, Ramp, lag_in_words
 from .adapters import Adapted, read_lora
 from .comparisons import Task, parse_start, start
-from .core import Table, check_calls, check_counts, check_memory, defaults, printable, stream
+from .core import (Table, check_calls, check_counts, check_memory, check_that, defaults, printable,
+                          stream)
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
@@ -448,7 +449,7 @@ def read_painter(folder:Path,       # of a pipeline of latents
 
 # %% ../nbs/43_stages.ipynb #5c430007
 def read_teacher(file:Path,       # official EDM checkpoint, weights alone, folder of diffusers, or `edm:NAME`
-                 key:str='ema',   # which network of an official checkpoint
+                 key:str|None=None, # which network of an official checkpoint; None: 'ema'
                  network:str|None=None, # for weights alone: see `network_config`
                  kind:str|None=None, # 'vp', 'edm', 'consistency'; None: as a scheduler or a file's name says
                  prompts:Path|None=None, # of a text-to-image pipeline: file of text, a prompt a line
@@ -460,12 +461,14 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, fold
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: give an official checkpoint, a file of weights, a "
                                 "folder of diffusers, or a published name (edm: alone lists them)")
+    if key is not None and file.is_dir():
+        raise ValueError(f"--key is for official checkpoints (.pkl), and {file} is a folder: leave it out")
     if is_pipeline(file): module = read_painter(file, prompts, sigma_data, bf16)
     elif (prompts, sigma_data, bf16) != (None, None, False):
         raise ValueError(f"--prompts, --sigma-data and --bf16 are for pipelines of latents, and {file} is "
                          "none: leave them out")
     elif file.is_dir(): module = load_pipeline(file, kind)
-    else: module = read_file(file, key, network_config(network), kind)
+    else: module = read_file(file, key or 'ema', network_config(network), kind)
     if all(v.isfinite().all() for v in module.state_dict().values()): return module
     raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
 
@@ -496,6 +499,7 @@ def import_(options:Import
     options.check()
     given = options.key, options.network, options.kind, options.prompts, options.sigma_data, options.bf16
     module = read_teacher(options.file, *given)
+    if not options.file.is_dir(): options = replace(options, key=options.key or 'ema')
     source = name_classes(module, options)
     read = dict(file=module, prompts=options.prompts)
     inputs = {name: identity(value) for name, value in read.items() if value is not None}
@@ -580,6 +584,7 @@ def degrade(options:Degrade
     (network, student), cond = beginners(options, teacher), labels_like(options.labels, teacher)
     noise = noise_for(options, teacher)
     if options.none: check_null('the teacher of a path with --none above 0', teacher)
+    before.viewer()    # a part of a pipeline that is not there is missed now, not at the first look
     read = dict(start=options.start) if options.start else {}
     with begun(options, engine, before.source, teacher, teacher=teacher, labels=cond, **read) as folder:
         if folder.result: return folder.result
@@ -647,6 +652,16 @@ def follow(run:Backtracking,
         return {judge.name: round(float(value), 4)}
     return look
 
+# %% ../nbs/43_stages.ipynb #43d70001
+def check_batch(student:nn.Module,
+                engine:Engine, # deals the batch out
+                batch:int,     # samples a step
+               )->None:
+    "Raise unless a student of several steps can end as many samples after each: see `simulating`."
+    n, calls = engine.rows(batch), calls_of(student)
+    check_that(n % calls == 0, f'--batch for a student of {calls} steps', batch,
+               f'so large that each process and piece gets a multiple of {calls}, not {n}')
+
 # %% ../nbs/43_stages.ipynb #681b5358
 def backtrack(options:Backtrack
              )->dict: # `seconds`, `passes` of a batch, `lag`; if something was measured `best`, `best_step`
@@ -664,6 +679,8 @@ def backtrack(options:Backtrack
     if options.none: check_null('the teacher of a run with --none above 0', path.network)
     arm = ARMS[options.arm](path)
     walk.check(max(1, len(arm['path']) - 1), options.n_steps)    # before there is a folder
+    check_batch(student, engine, options.batch)
+    before.viewer()    # as in stage 1
     source = before.source if options.reference else allowed(before, options.data)
     judge = judge_of(source, options.reference, options.weights, engine.device)
     read = dict(path=path, student=student, labels=cond, reference=options.reference)
