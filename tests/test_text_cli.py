@@ -335,7 +335,7 @@ def test_points_take_the_same_options(tmp_path, capfd, monkeypatch):
     assert "time steps" in refused(capfd, "degrade", "--teacher", "T", "--noise", "steps", "--out", "x")
     assert "text-to-image" in refused(capfd, "export", "--run", "S", "--out", "x")
     assert "--clip is for text" in refused(capfd, "evaluate", "--run", "S", "--clip", "T")
-    said = ["import", "T/teacher.safetensors", "--prompts", "p.txt", "--out", "x"]
+    said = ["import", "T/teacher.safetensors", "--prompts", "T/config.json", "--out", "x"]
     assert "--prompts, --sigma-data and --bf16 are for" in refused(capfd, *said)
     assert not Path("x").exists()
     Path("T").rename("elsewhere")
