@@ -39,6 +39,7 @@ def entries(said:str # what the parser says as help, on wide lines
         elif found and more: found[-1][1] += ' ' * bool(found[-1][1]) + more[1]
     return [in_plain_words(*entry) for entry in found]
 
+# %% ../nbs/46_cli.ipynb #46d40011
 def in_plain_words(typed:str, # such as '--n {None}|INT'
                    means:str, # such as 'how many; None: all (default: None)'
                   )->tuple:   # such as '--n INT' and 'how many (default: all)'
@@ -62,6 +63,7 @@ def in_columns(rows:list # of pairs of words
         lines += [w if w.startswith(f'  {left} ') else f"{'':24}{w}" for w in wrapped]
     return '\n'.join(lines)
 
+# %% ../nbs/46_cli.ipynb #46d40014
 def help_for(command:str, # one of `COMMANDS`
              said:str,    # by the parser, see `entries`
             )->str:
@@ -76,6 +78,7 @@ def help_for(command:str, # one of `COMMANDS`
     parts = [f'{group}:\n{in_columns(rows)}' for group, rows in groups.items() if rows]
     return '\n\n'.join([usage, about, *parts, '\n  '.join(['examples:', *EXAMPLES[command]])])
 
+# %% ../nbs/46_cli.ipynb #46d40024
 def help_for_all()->str:
     "What `disback --help` shows."
     parts = [f'{group}:\n' + in_columns([(cls.__name__.lower(), cls.__doc__[:]) for cls in classes])
@@ -155,6 +158,7 @@ def plan_of(network:Any, # a denoiser
            )->str:
     "The plan of stages that follow each other."
     from disback.recipes import memory_of, plan, plan_text
+    check_that(hasattr(network, 'shape'), 'network', network, 'a denoiser with attribute `shape`')
     second = replace(stages['backtrack'], compute=compute).filled(kind_of(network.shape))
     others = processes, seconds_of(network, compute, second.batch), stages.get('pretrain')
     p = plan(network, stages['degrade'], second, stages['evaluate'], *others)
@@ -189,6 +193,7 @@ def what_would_be(end:DryRun # of a command
         since, more = 'pretrain', f'This takes about {demo_time(options, end.network.shape)}.'
     return plan_of(end.network, stages, options.compute, f'{title}\n\n{more}', processes, since)
 
+# %% ../nbs/46_cli.ipynb #46d10012
 def drawing_of(end:DryRun,     # of `sample` or `evaluate`
                title:str,      # first line
                processes:int,  # that share the samples
@@ -200,7 +205,6 @@ def drawing_of(end:DryRun,     # of `sample` or `evaluate`
     network, calls = getattr(module, 'denoiser', module), calls_of(module, options.n_steps)
     rows = timed([drawing_costs(options, calls)], seconds_of(network, options.compute, 500), processes)
     return f'{title}\n\n{Table(rows)}\n\nNetwork calls a sample: {calls}. Times from a probe: an estimate.'
-
 
 # %% ../nbs/46_cli.ipynb #12ae5f43
 def do_in(folder:'RunFolder', # of a command that chains stages

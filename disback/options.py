@@ -135,6 +135,7 @@ class Plannable(Options):
     "The options of a command that can say beforehand what it will do."
     dry_run: bool = False     # say what would be done and what it takes, of a recipe all of it; write nothing
 
+# %% ../nbs/40_options.ipynb #ab5c9b14
 @dataclass(kw_only=True)
 class FromRecipe(Plannable):
     "The options of a command that a recipe may hold."
@@ -151,6 +152,7 @@ class DryRun(Exception):
         super().__init__(f'disback {options.name}: this was a dry run, nothing was written')
         self.options, self.network, self.stages = options, network, {options.name: options} | (stages or {})
 
+# %% ../nbs/40_options.ipynb #40d47011
 @patch
 def end_if_dry(self:Options,
                network:Any=None,    # as for `DryRun`
@@ -158,7 +160,6 @@ def end_if_dry(self:Options,
               )->None:
     "End a dry run; every command calls this where it would begin to write."
     if self.dry_run: raise DryRun(self, network, stages)
-
 
 # %% ../nbs/40_options.ipynb #b5af8846
 @dataclass(kw_only=True)

@@ -283,6 +283,7 @@ def drawing_costs(options:Evaluate|Sample,
     images = options.n * len(getattr(options, 'seeds', '1'))
     return dict(stage=options.name, images=images, sample_passes=images * calls)
 
+# %% ../nbs/42_recipes.ipynb #42d47011
 def timed(rows:list, # of `stage_costs`
           seconds:dict|None, # a sample and forward pass, by device
           processes:int=1,   # that share each batch
@@ -292,7 +293,6 @@ def timed(rows:list, # of `stage_costs`
         alone = row.pop('sample_passes') / 3600 / processes
         row |= {device: hours(alone * s) for device, s in (seconds or {}).items()}
     return rows
-
 
 # %% ../nbs/42_recipes.ipynb #40e35476
 def stage_costs(degrade:Degrade,     # options of stage 1, filled

@@ -390,11 +390,13 @@ def resume(self:Checkpoints,
 # %% ../nbs/09_runs.ipynb #09d50001
 PAUSE = 10.    # seconds between two lines of progress
 
+# %% ../nbs/09_runs.ipynb #09d50011
 def drawn()->bool:
     "Whether a bar that moves can be seen: in a terminal, or in a notebook."
     terminal = getattr(sys.stderr, 'isatty', lambda: False)
     return terminal() or type(sys.stderr).__module__.startswith('ipykernel')
 
+# %% ../nbs/09_runs.ipynb #09d50021
 def in_lines(iterable:Iterable, # what is iterated over
              total:int|None,    # as for `progress`
              desc:str,          # label of the lines
@@ -412,7 +414,6 @@ def in_lines(iterable:Iterable, # what is iterated over
             left = (now - began) / (n - done) * (total - n)
             said += f' of {total:,} ({100 * n // total} %), {tqdm.format_interval(left)} to go'
         with contextlib.suppress(OSError, ValueError): print(said, file=sys.stderr, flush=True)
-
 
 # %% ../nbs/09_runs.ipynb #b6ecc156
 def progress(iterable:Iterable, # what is iterated over

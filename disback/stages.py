@@ -368,13 +368,13 @@ def described(folder:RunFolder, # of a command, begun
     if folder.writes: write_about(folder, options)
     return folder
 
+# %% ../nbs/43_stages.ipynb #43d10011
 def options_of(folder:RunFolder, # of `degrade`
               )->Degrade:
     "The options that a path was recorded with, for the plan of what follows."
     known = {f.name for f in fields(Degrade)} - {'teacher'}
     given = {k: v for k, v in folder.config.items() if k in known and k not in FREE}
     return Degrade(out=folder.path, teacher=folder.teacher.path, **given)
-
 
 # %% ../nbs/43_stages.ipynb #a7ea9e17
 def pretrain(options:Pretrain
@@ -956,7 +956,7 @@ def own_tasks(options:Compare # with a teacher
 def check_new(out:Path # to be written
              )->Path:  # the same
     "Raise if something is there."
-    if out.exists(): raise ValueError(f"{out} exists: choose another --out, or remove it first")
+    if Path(out).exists(): raise ValueError(f"{out} exists: choose another --out, or remove it first")
     return out
 
 def statistics(options:Statistics
