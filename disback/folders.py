@@ -146,11 +146,13 @@ def begin(self:RunFolder,
           resume:bool=False, # go on with the run that the folder holds
           source:dict|None=None, # arguments of `load_data`, to find the data again
           inputs:dict|None=None, # fingerprints of what the stage reads, by the names of their options
+          dry:bool=False,    # only look whether it could begin
          )->RunFolder:
     "Begin a new run, or go on with the one that is there."
     config = settings | dict(compute=compute and asdict(compute), source=source, inputs=inputs or {})
-    if self.writes:
-        if not self.begun: self.check_empty(resume)
+    if self.writes and not self.begun: self.check_empty(resume)
+    if dry and self.begun: self.check_same(config, resume)
+    if self.writes and not dry:
         self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
         self.fresh = not self.begun
@@ -408,18 +410,37 @@ def finish(self:RunFolder,
     self.processes.wait()    # until the first has written everything
     return result
 
+# %% ../nbs/41_folders.ipynb #41d10001
+@patch
+def within(self:RunFolder,
+           *stages:str, # the first one that is found counts
+           option:str,  # that named this folder
+          )->RunFolder|None: # None: there is none
+    "The one run of a stage among the folders in this one."
+    runs = [RunFolder(file.parent) for file in sorted(self.path.glob('*/config.json'))]
+    for stage in stages:
+        found = [run for run in runs if run.config.get('stage') == stage]
+        if len(found) > 1:
+            raise ValueError(f"{self.path} holds {len(found)} runs of `{stage}`, {option} wants one: name "
+                             f"{' or '.join(str(run.path) for run in found)}")
+        if found:
+            print(f'{option} {self.path}: this takes {found[0].path}')
+            return found[0]
+
 # %% ../nbs/41_folders.ipynb #dff7c753
 @patch
 def finished(self:RunFolder,
              *stages:str, # those that may have written the folder
              option:str='--run', # that named it, for the message
             )->RunFolder:
-    "The folder itself, if it holds a finished run of one of these stages."
+    "The folder itself, or one in it, if that holds a finished run of one of these stages."
     if not self.begun:
         raise FileNotFoundError(f"{self.path} holds no run: "
                                 f"{option} wants the folder that `disback {stages[0]}` wrote")
     stage = self.config.get('stage')
     if stage not in stages:
+        within = self.within(*stages, option=option)
+        if within: return within.finished(*stages, option=option)
         known = ' or '.join(f'`{s}`' for s in stages)
         raise ValueError(f"{self.path} holds a run of `{stage}`: {option} wants one of {known}")
     if self.result is None:

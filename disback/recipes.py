@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPEN', 'read_toml', 'as_args', 'read_table', 'first_sentence', 'Recipe', 'load_recipe', 'check_network',
-           'n_parameters', 'some_labels', 'Counted', 'step_of', 'with_values', 'probe', 'holds', 'Plan', 'stage_costs',
-           'adapted', 'plan', 'size', 'hours', 'memory_of', 'plan_text']
+           'n_parameters', 'some_labels', 'Counted', 'step_of', 'with_values', 'probe', 'holds', 'Plan',
+           'drawing_costs', 'timed', 'stage_costs', 'adapted', 'plan', 'size', 'hours', 'memory_of', 'plan_text']
 
 # %% ../nbs/42_recipes.ipynb #2767e3be
 import copy, io, json, os, statistics, time, weakref
@@ -29,7 +29,7 @@ from .edm import edm_network
 from .engine import Engine
 from .losses import get_loss
 from .networks import build
-from .options import STAGES, Backtrack, Compute, Degrade, Evaluate, kind_of
+from .options import STAGES, Backtrack, Compute, Degrade, Evaluate, Pretrain, Sample, kind_of
 from .samplers import calls_of
 
 # %% ../nbs/42_recipes.ipynb #be2dc79c
@@ -274,27 +274,47 @@ class Plan:
     checkpoint_disk: int # two of stage 2: student and fake score with two moments each, and the average
     processes: int = 1   # that share each batch
 
+# %% ../nbs/42_recipes.ipynb #42d47001
+def drawing_costs(options:Evaluate|Sample,
+                  calls:float, # passes of the network for a sample
+                 )->dict:      # its stage, images and sample_passes
+    "What drawing samples costs."
+    images = options.n * len(getattr(options, 'seeds', '1'))
+    return dict(stage=options.name, images=images, sample_passes=images * calls)
+
+# %% ../nbs/42_recipes.ipynb #42d47011
+def timed(rows:list, # of `stage_costs`
+          seconds:dict|None, # a sample and forward pass, by device
+          processes:int=1,   # that share each batch
+         )->list:    # the same, `sample_passes` as a time on each device
+    "What costs take here."
+    for row in rows:
+        alone = row.pop('sample_passes') / 3600 / processes
+        row |= {device: hours(alone * s) for device, s in (seconds or {}).items()}
+    return rows
+
 # %% ../nbs/42_recipes.ipynb #40e35476
 def stage_costs(degrade:Degrade,     # options of stage 1, filled
                 backtrack:Backtrack, # options of stage 2, filled
                 evaluate:Evaluate,   # options of the evaluation
                 forward:float=1., # passes of the network that going forward takes, with corrections
                 back:float=2.,    # times as much that going back takes
+                pretrain:Pretrain|None=None, # options of the teacher's training, filled, if it is trained
                )->list:              # of each its stage, steps, batch, passes, images and sample_passes
     "What the stages cost in passes of a batch, images and passes of a sample."
     keep = Every(degrade.every) if degrade.every else EqualDrift(degrade.nodes)
     through = getattr(get_loss(backtrack.loss), 'through', False)
-    rows = []
     pool, steps = pool_for(degrade.n_steps, degrade.batch), backtrack.n_steps
     calls = len(degrade.student_sigmas or '1')    # of the network for a sample of the student
     first = degradation_passes(degrade.n_steps, degrade.batch, pool, keep, back=back, calls=calls)
     guided = steps * (backtrack.guidance != 1)    # at most: nodes but the teacher are not guided
     second = backtracking_passes(steps, backtrack.ratio, through, backtrack.none > 0, guided, back, calls)
-    for o, passes, each in [(degrade, first, 1), (backtrack, second, backtrack.ratio)]:
-        rows.append(dict(stage=o.name, steps=o.n_steps, batch=o.batch, passes=round(forward * passes),
-                         images=o.n_steps * o.batch * each, sample_passes=forward * passes * o.batch))
-    drawn = evaluate.n * len(evaluate.seeds)
-    return [*rows, dict(stage=evaluate.name, images=drawn, sample_passes=forward * drawn * calls)]
+    costs = [(degrade, first, 1), (backtrack, second, backtrack.ratio)]
+    if pretrain: costs.insert(0, (pretrain, pretrain.n_steps * (1 + back), 1))
+    rows = [dict(stage=o.name, steps=o.n_steps, batch=o.batch, passes=round(forward * passes),
+                 images=o.n_steps * o.batch * each, sample_passes=forward * passes * o.batch)
+            for o, passes, each in costs]
+    return [*rows, drawing_costs(evaluate, forward * calls)]
 
 # %% ../nbs/42_recipes.ipynb #892a9e46
 def adapted(network:torch.nn.Module, # a denoiser, perhaps on the meta device
@@ -312,6 +332,7 @@ def plan(network:torch.nn.Module, # a denoiser; shapes are enough
          evaluate:Evaluate,   # options of the evaluation
          processes:int=1,     # that share each batch
          seconds:dict|None=None, # a sample and forward pass, by device: `{name: seconds}`
+         pretrain:Pretrain|None=None, # options of the teacher's training, if it is trained
         )->Plan:
     "What recording, backtracking and evaluation cost: passes, images, memory, disk and time."
     check_counts(processes=processes)
@@ -320,10 +341,9 @@ def plan(network:torch.nn.Module, # a denoiser; shapes are enough
     degrade, backtrack = degrade.filled(kind), backtrack.filled(kind)
     learns, local = adapted(meta, degrade), -(-backtrack.batch // (processes * pieces))
     memory, back = step_of(learns, local, backtrack.guidance != 1, backtrack.compute.checkpoint)
-    rows = stage_costs(degrade, backtrack, evaluate, _operations(learns) / _operations(meta), round(back, 1))
-    for row in rows:
-        alone = row.pop('sample_passes') / 3600 / processes
-        row |= {device: hours(alone * s) for device, s in (seconds or {}).items()}
+    forward, pretrain = _operations(learns) / _operations(meta), pretrain and pretrain.filled(kind)
+    rows = timed(stage_costs(degrade, backtrack, evaluate, forward, round(back, 1), pretrain), seconds,
+                 processes)
     n, base = n_parameters(learns), 0 if learns is meta else sum(p.nbytes for p in network.parameters())
     nodes = -(-degrade.n_steps // degrade.every) + 1 if degrade.every else degrade.nodes
     return Plan(n, nodes, rows, calls_of(meta, evaluate.n_steps), local,
@@ -372,9 +392,9 @@ def plan_text(p:Plan,    # of `plan`
              f"trained on, or drawn to be measured. Memory is that of stage 2. Processes: {p.processes}."]
     if len(p.rows[0]) == 5: lines.append("No times: this machine cannot hold the network.")
     else:
-        lines.append("Times from a probe of a few forward passes on this machine, float32 unless the recipe "
-                     "says otherwise, divided by the processes: an estimate; feature networks and the "
-                     f"teacher's samples ({p.teacher_calls} calls each) are not in it.")
+        lines.append("Times from a probe of a few forward passes on this machine, float32 unless "
+                     "--precision says otherwise, divided by the processes: an estimate; feature networks "
+                     f"and the teacher's samples ({p.teacher_calls} calls each) are not in it.")
     if room and need > room:
         lines += ['', f"Too little memory: a process needs {size(need)}, this device has {size(room)}: lower "
                   "--batch, raise --pieces, add --checkpoint, or train corrections alone, --lora."]

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'tell_time', 'train', 'source_of',
            'bundled', 'resizable', 'allowed', 'judge_for', 'quality', 'judge_of', 'curves', 'path_figure',
-           'new_network', 'identity', 'command_of', 'write_about', 'begun', 'pretrain', 'read_edm', 'read_file',
-           'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like', 'starting_level', 'noise_for',
-           'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'lag_of', 'follow', 'backtrack',
-           'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure',
-           'more_of', 'measured', 'evaluate', 'data_to_meet', 'teacher_and_data', 'check', 'load_own', 'own_tasks',
-           'statistics', 'export_', 'do']
+           'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described', 'options_of', 'pretrain',
+           'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like',
+           'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'lag_of',
+           'follow', 'check_batch', 'backtrack', 'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked',
+           'sample', 'sheet', 'samples_figure', 'more_of', 'measured', 'evaluate', 'data_to_meet', 'teacher_and_data',
+           'check', 'load_own', 'own_tasks', 'check_new', 'statistics', 'export_', 'do']
 
 # %% ../nbs/43_stages.ipynb #43aa0001
 import math, os, platform, shlex, time
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -31,7 +31,8 @@ from . import __version__
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional, Ramp, lag_in_words
 from .adapters import Adapted, read_lora
 from .comparisons import Task, parse_start, start
-from .core import Table, check_calls, check_counts, check_memory, defaults, printable, stream
+from .core import (Table, check_calls, check_counts, check_memory, check_that, defaults, printable,
+                          stream)
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
@@ -48,8 +49,8 @@ from .metrics import Judge, modes_of
 from .networks import (Guided, MultiStep, OneStep, ResMLP, UNet, check_null, device_of, in_words,
                               seeded)
 from .openai import load_openai, published
-from .options import (Backtrack, Check, Compare, Compute, Degrade, Evaluate, Export, Import, Options,
-                             Pretrain, Sample, Statistics, kind_of, network_config)
+from .options import (FREE, Backtrack, Check, Compare, Compute, Degrade, Evaluate, Export, Import,
+                             Options, Pretrain, Sample, Statistics, kind_of, network_config)
 from .paths import MANIFEST, DegradationPath
 from .pipelines import load_pipeline, weights_in
 from .plots import COLORS, filmstrip, node_colors, show_curve, show_images
@@ -57,8 +58,8 @@ from .pretraining import Pretraining
 from .recipes import as_args, hours, n_parameters
 from .runs import Checkpoints, Run, adam, drive
 from .samplers import calls_of, is_denoiser
-from .text import (ask_by, encode_prompts, export, is_pipeline, load_text_pipeline, network_part,
-                          read_texts, takes_prompts)
+from .text import (ask_by, encode_prompts, export, how_to_call, is_pipeline, load_text_pipeline,
+                          network_part, read_texts, takes_prompts)
 
 # %% ../nbs/43_stages.ipynb #4c8522f8
 FEW = 64    # numbers of a sample, up to which more threads than one gain little
@@ -287,22 +288,44 @@ def identity(value:Any # a network, a path, a file, a number of classes, or None
     return sha256(repr(value).encode()).hexdigest()
 
 # %% ../nbs/43_stages.ipynb #43b00002
-FILES = {'config.json': 'all settings; `--resume` checks that they are the same',
-         'metrics.jsonl': 'numbers on the way, a step a line',
-         'result.json': 'what came out; there once all is done',
-         'checkpoint*.safetensors': 'the state to go on from; gone once all is done',
-         'teacher.safetensors': 'the teacher',
-         'path.json, node-*.safetensors': 'the path; node 0 is the teacher',
-         'student.safetensors': 'the student: untrained beside a path, else averaged over training',
-         'best.safetensors': 'the best student that was looked at', 'figures': 'pictures of all this'}
+_TRAINS, _DRAWS = 'pretrain degrade backtrack', 'pretrain import backtrack'
+FILES = {'config.json': ('all settings; `--resume` checks that they are the same', ''),
+         'result.json': ('what came out; there once all is done', ''),
+         'metrics.jsonl': ('numbers on the way, a step a line', _TRAINS),
+         'checkpoint*.safetensors': ('the state to go on from; gone once all is done', _TRAINS),
+         'teacher.safetensors': ('the teacher', 'pretrain import'),
+         'prompts.safetensors': ('of text-to-image: the encoded prompts', 'import'),
+         'path.json': ('the path', 'degrade'),
+         'node-*.safetensors': ('its nodes; 0 is the teacher', 'degrade'),
+         'student.safetensors': ('the student: untrained beside a path, else averaged', 'degrade backtrack'),
+         'best.safetensors': ('the best student that was looked at', 'backtrack'),
+         'samples': ('some samples of each look at the student', 'backtrack'),
+         'samples.safetensors': ('what was drawn, with its labels or prompts', 'sample'),
+         'curves.csv': ('what was measured on the way', 'compare'),
+         'summary.csv': ('the table', 'compare'),
+         'teacher-*.safetensors': ('the teachers of the tasks', 'compare'),
+         'pairs': ('what each arm and seed gave; `--resume` takes it', 'compare'),
+         'metrics.json': ('the table, and seconds by stage', 'demo'),
+         'teacher': ('run folder of the teacher, if it was made here', 'demo run'),
+         'path': ('run folder of stage 1', 'demo run'),
+         'student': ('run folder of stage 2', 'demo run'),
+         'diff-instruct': ('run folder of an arm to compare with', 'demo'),
+         'warm-start': ('the same', 'demo'),
+         '*-samples': ('samples of teacher and student', 'run'),
+         'samples-*': ('folders of samples drawn later', _DRAWS),
+         'evaluation*.json': ('what `disback evaluate` measured', _DRAWS),
+         'figures': ('pictures of all this', f'{_TRAINS} sample compare demo')}    # by which commands
 
+# %% ../nbs/43_stages.ipynb #43d20001
 def command_of(options:Options, # of any command
                **given:Any,     # what is to stand in place of them
               )->str:
     "What one would type to get these options; what may be changed on resuming is left out."
     table = options.settings() | {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
-    return shlex.join(['disback', table.pop('stage'), *as_args(table)])
+    first = [table.pop(f.name) for f in fields(options) if 'Positional' in str(f.type)]    # without a name
+    return shlex.join(['disback', table.pop('stage'), *first, *as_args(table)])
 
+# %% ../nbs/43_stages.ipynb #43d20002
 def write_about(folder:RunFolder, # begun
                 options:Options,  # of what writes it
                )->None:
@@ -312,24 +335,46 @@ def write_about(folder:RunFolder, # begun
     began = f'{datetime.now().astimezone():%Y-%m-%d %H:%M %z}'
     lines = [f'# disback {options.name}', f'    {command_of(options, out=options.out)}',
              f'Begun {began} with {versions}; threads: {torch.get_num_threads()}.',
-             *[f'- `{name}`: {what}' for name, what in FILES.items()]]
+             *[f'- `{name}`: {what}' for name, (what, by) in FILES.items()
+               if not by or options.name in by.split()]]
     with whole(folder/'README.md') as tmp: tmp.write_text('\n\n'.join(map(printable, lines)) + '\n')
 
 # %% ../nbs/43_stages.ipynb #115b3e95
 def begun(options:Options,    # of a stage that trains, or of a command that chains stages
           engine:Engine,      # whose processes take part
           source:dict|None,   # arguments of `load_data`
+          network:nn.Module|None=None, # the teacher, for a dry run
+          stages:dict|None=None, # `{name: options}` of other stages that are known, the same
           **read:Any,         # what the stage has read, by the names of its options: see `identity`
          )->RunFolder:
     "The folder of a stage or command, new or to be resumed."
     if hasattr(options, 'batch'): engine.rows(options.batch)    # before there is a folder
     folder, inputs = RunFolder(options.out, engine.processes), {k: identity(v) for k, v in read.items()}
     compute = replace(options.compute, threads=torch.get_num_threads())
-    folder.begin(options.settings(), compute, options.resume, source, inputs)
+    folder.begin(options.settings(), compute, options.resume, source, inputs, options.dry_run)
+    options.end_if_dry(network, **stages or {})
     kept = (folder.config['compute'] or {}).get('threads')
     if options.compute.threads is None and kept: Engine(threads=kept)    # resumed as it began, to the bit
     if folder.writes: write_about(folder, options)
     return folder
+
+# %% ../nbs/43_stages.ipynb #43d10001
+def described(folder:RunFolder, # of a command, begun
+              options:Options,  # of the command
+              network:nn.Module|None=None, # that it trains or asks, for a dry run
+             )->RunFolder:      # the same
+    "A folder with its `README.md`; a dry run ends here, and makes neither."
+    options.end_if_dry(network)
+    if folder.writes: write_about(folder, options)
+    return folder
+
+# %% ../nbs/43_stages.ipynb #43d10011
+def options_of(folder:RunFolder, # of `degrade`
+              )->Degrade:
+    "The options that a path was recorded with, for the plan of what follows."
+    known = {f.name for f in fields(Degrade)} - {'teacher'}
+    given = {k: v for k, v in folder.config.items() if k in known and k not in FREE}
+    return Degrade(out=folder.path, teacher=folder.teacher.path, **given)
 
 # %% ../nbs/43_stages.ipynb #a7ea9e17
 def pretrain(options:Pretrain
@@ -343,7 +388,7 @@ def pretrain(options:Pretrain
     options = options.filled(kind_of(data.shape))
     with seeded(stream(options.seed, 'first weights')):
         teacher = new_network(data.shape, data.n_classes, options.network)
-    with begun(options, engine, source) as folder:
+    with begun(options, engine, source, teacher) as folder:
         if folder.result: return folder.result
         run = Pretraining(teacher, data.sample, options.n_steps, options.batch, options.lr, engine=engine,
                           seed=options.seed)
@@ -404,7 +449,7 @@ def read_painter(folder:Path,       # of a pipeline of latents
 
 # %% ../nbs/43_stages.ipynb #5c430007
 def read_teacher(file:Path,       # official EDM checkpoint, weights alone, folder of diffusers, or `edm:NAME`
-                 key:str='ema',   # which network of an official checkpoint
+                 key:str|None=None, # which network of an official checkpoint; None: 'ema'
                  network:str|None=None, # for weights alone: see `network_config`
                  kind:str|None=None, # 'vp', 'edm', 'consistency'; None: as a scheduler or a file's name says
                  prompts:Path|None=None, # of a text-to-image pipeline: file of text, a prompt a line
@@ -416,12 +461,14 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, fold
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: give an official checkpoint, a file of weights, a "
                                 "folder of diffusers, or a published name (edm: alone lists them)")
+    if key is not None and file.is_dir():
+        raise ValueError(f"--key is for official checkpoints (.pkl), and {file} is a folder: leave it out")
     if is_pipeline(file): module = read_painter(file, prompts, sigma_data, bf16)
     elif (prompts, sigma_data, bf16) != (None, None, False):
         raise ValueError(f"--prompts, --sigma-data and --bf16 are for pipelines of latents, and {file} is "
                          "none: leave them out")
     elif file.is_dir(): module = load_pipeline(file, kind)
-    else: module = read_file(file, key, network_config(network), kind)
+    else: module = read_file(file, key or 'ema', network_config(network), kind)
     if all(v.isfinite().all() for v in module.state_dict().values()): return module
     raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
 
@@ -452,10 +499,13 @@ def import_(options:Import
     options.check()
     given = options.key, options.network, options.kind, options.prompts, options.sigma_data, options.bf16
     module = read_teacher(options.file, *given)
+    if not options.file.is_dir(): options = replace(options, key=options.key or 'ema')
     source = name_classes(module, options)
     read = dict(file=module, prompts=options.prompts)
     inputs = {name: identity(value) for name, value in read.items() if value is not None}
-    with RunFolder(options.out).begin(options.settings(), None, options.resume, source, inputs) as folder:
+    folder = RunFolder(options.out)
+    folder.begin(options.settings(), None, options.resume, source, inputs, options.dry_run)
+    with described(folder, options) as folder:
         if folder.result: return folder.result
         stay = {}
         if hasattr(module, 'use_prompts'):    # a pipeline of latents is referred to
@@ -526,6 +576,7 @@ def degrade(options:Degrade
     "Stage 1: record the degradation path from the teacher to the untrained student."
     options.check()
     before = RunFolder(options.teacher).finished('pretrain', 'import', option='--teacher')
+    options = replace(options, teacher=before.path)
     teacher = before.network('teacher')
     engine = engine_of(options.compute, options.clip, teacher.shape)
     options = options.filled(kind_of(teacher.shape))
@@ -533,8 +584,9 @@ def degrade(options:Degrade
     (network, student), cond = beginners(options, teacher), labels_like(options.labels, teacher)
     noise = noise_for(options, teacher)
     if options.none: check_null('the teacher of a path with --none above 0', teacher)
+    before.viewer()    # a part of a pipeline that is not there is missed now, not at the first look
     read = dict(start=options.start) if options.start else {}
-    with begun(options, engine, before.source, teacher=teacher, labels=cond, **read) as folder:
+    with begun(options, engine, before.source, teacher, teacher=teacher, labels=cond, **read) as folder:
         if folder.result: return folder.result
         run = Degradation(network, student, keep, options.n_steps, options.batch, options.lr, cond=cond,
                           none=options.none, noise=noise, pool=pool_for(options.n_steps, options.batch),
@@ -600,12 +652,23 @@ def follow(run:Backtracking,
         return {judge.name: round(float(value), 4)}
     return look
 
+# %% ../nbs/43_stages.ipynb #43d70001
+def check_batch(student:nn.Module,
+                engine:Engine, # deals the batch out
+                batch:int,     # samples a step
+               )->None:
+    "Raise unless a student of several steps can end as many samples after each: see `simulating`."
+    n, calls = engine.rows(batch), calls_of(student)
+    check_that(n % calls == 0, f'--batch for a student of {calls} steps', batch,
+               f'so large that each process and piece gets a multiple of {calls}, not {n}')
+
 # %% ../nbs/43_stages.ipynb #681b5358
 def backtrack(options:Backtrack
              )->dict: # `seconds`, `passes` of a batch, `lag`; if something was measured `best`, `best_step`
     "Stage 2: train the student along the path, back to the teacher."
     options.check()
     before = RunFolder(options.path).finished('degrade', option='--path')
+    options = replace(options, path=before.path)
     student = before.network('student')
     engine = engine_of(options.compute, options.clip, student.shape)
     options = options.filled(kind_of(student.shape))
@@ -616,10 +679,13 @@ def backtrack(options:Backtrack
     if options.none: check_null('the teacher of a run with --none above 0', path.network)
     arm = ARMS[options.arm](path)
     walk.check(max(1, len(arm['path']) - 1), options.n_steps)    # before there is a folder
+    check_batch(student, engine, options.batch)
+    before.viewer()    # as in stage 1
     source = before.source if options.reference else allowed(before, options.data)
     judge = judge_of(source, options.reference, options.weights, engine.device)
     read = dict(path=path, student=student, labels=cond, reference=options.reference)
-    with begun(options, engine, source, **read) as folder:
+    teacher = vars(path.network).get('base', path.network)    # of corrections, what they correct
+    with begun(options, engine, source, teacher, dict(degrade=options_of(before)), **read) as folder:
         if folder.result: return folder.result
         names = ('loss', 'n_steps', 'batch', 'lr', 'fake_lr', 'decay', 'warm_up', 'ratio', 'guidance', 'none',
                  'seed')
@@ -692,6 +758,7 @@ def sample(options:Sample
     "Draw samples from a finished run."
     options.check()
     module, run, _ = trained(options.run, options.which)
+    options = replace(options, run=run.path)
     drawn_by = dict(run=identity(module))
     check_prompts(run, prompts=options.prompts)
     engine = engine_of(options.compute, shape=tuple(module.shape))
@@ -706,7 +773,9 @@ def sample(options:Sample
     out = options.out or options.run/f'samples-{options.seed}'
     if options.out is None and out.is_symlink():
         raise ValueError(f"{out} is a link, which is not followed in a run folder: give --out")
-    with RunFolder(out).begin(options.settings(), resume=options.resume, inputs=drawn_by) as folder:
+    folder = RunFolder(out)
+    folder.begin(options.settings(), None, options.resume, None, drawn_by, options.dry_run)
+    with described(folder, options, module) as folder:
         if folder.result: return folder.result
         x = run.pictures(module, n, cond, options.seed, n_steps=options.n_steps)
         file, nfe = folder/'samples.safetensors', calls_of(module, options.n_steps)
@@ -786,6 +855,7 @@ def evaluate(options:Evaluate
     data, engine = data_to_meet(options, folder), engine_of(options.compute, shape=tuple(module.shape))
     module = asked(module, folder, options.prompts and read_texts(options.prompts), options.guidance)
     folder.processes = engine.processes
+    options.end_if_dry(module)
     folder.hold()
     show = folder.viewer(engine.device_for(module))
     draw = Draw(engine.place(module), options.n_steps, show=show)
@@ -843,6 +913,7 @@ def check(options:Check
     engine = engine_of(options.compute, shape=tuple(module.shape))
     g, sampler = torch.Generator().manual_seed(stream(options.seed, 'samples')), load_data(**source).sample
     x, *labels = (drawn,) if isinstance(drawn := sampler(options.n, g), torch.Tensor) else drawn
+    options.end_if_dry()
     folder.hold()
     device = engine.device_for(module)
     asked = x.to(device), *[y.to(device) for y in labels if n_classes]
@@ -882,17 +953,24 @@ def own_tasks(options:Compare # with a teacher
     return tasks, source
 
 # %% ../nbs/43_stages.ipynb #5a83a6ae
+def check_new(out:Path # to be written
+             )->Path:  # the same
+    "Raise if something is there."
+    if Path(out).exists(): raise ValueError(f"{out} exists: choose another --out, or remove it first")
+    return out
+
 def statistics(options:Statistics
               )->dict: # number of `images` and `features`
     "Write the statistics file of real images, for --reference."
     options.check()
-    out = options.out
-    if out.exists(): raise ValueError(f"{out} exists: choose another --out, or remove it first")
+    out = check_new(options.out)
     files = Files(options.data)
     within = (official_splits(files) or [''])[0]    # the training images
     images = Images(files, options.size, options.channels, within=within,
                     skip_broken=options.skip_broken_images)
-    net = inception(options.weights, torch.device(engine_of(options.compute).device))
+    device = torch.device(engine_of(options.compute).device)
+    options.end_if_dry()
+    net = inception(options.weights, device)
     read = lambda n, start: images[start:start + n]
     moments, _, _ = embed(read, len(images), net, desc='images', silent=False)
     save_statistics(out, moments.mean, moments.covariance)
@@ -909,6 +987,9 @@ def export_(options:Export
     if run.pipeline is None:
         raise ValueError(f"{options.run} holds no student of a text-to-image pipeline: only such are written "
                          "as diffusers reads them, others stand in their run folder")
+    how_to_call(module, options.form)    # which says so if it cannot be
+    check_new(options.out)
+    options.end_if_dry()
     made = export(module, options.out, run.pipeline, options.form)
     print((made/'README.md').read_text())
     return dict(folder=str(made))

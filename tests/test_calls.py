@@ -441,6 +441,14 @@ def costed():
     return {k: stage(k)().filled("images") for k in ("degrade", "backtrack", "evaluate")}
 
 
+def compute():
+    return module("options").Compute(device="cpu")
+
+
+def dry_run():
+    return module("options").DryRun(options("Sample", run=WORLD / "student", n=4), student())
+
+
 def plan():
     return module("recipes").plan(unet(), **costed())
 
@@ -601,7 +609,18 @@ SPECIAL = {
     "pretraining.Pretraining": dict(**SMALL, data=lambda: randn(50, 2)),
     "pretraining.check_labels": dict(cond=lambda: torch.arange(4) % 3, network=lambda: net(n_classes=3)),
     "cli.parse": dict(command=lambda: "sample", typed=lambda: ["--run", "x"]),
-    "cli.plan_of": dict(recipe=recipe, options=stage("degrade")),
+    "cli.plan_of": dict(network=unet, stages=lambda: costed(), compute=compute, title=lambda: "a plan"),
+    "cli.plan_of_recipe": dict(recipe=recipe, options=stage("degrade")),
+    **dict.fromkeys(("cli.seconds_of", "cli.devices_of"), dict(network=unet, compute=compute)),
+    **dict.fromkeys(("cli.what_would_be", "cli.drawing_of"), dict(end=dry_run, processes=lambda: 1)),
+    "cli.demo_stages": dict(options=command("Demo", **DEMO)),
+    **dict.fromkeys(
+        ("cli.help_for", "cli.entries"),
+        dict(command=lambda: "sample", said=lambda: "usage\n  --n INT  many"),
+    ),
+    "cli.in_plain_words": dict(typed=lambda: "--n INT", means=lambda: "many"),
+    "cli.in_columns": dict(rows=lambda: [("--n INT", "many")]),
+    "cli.helpful": dict(command=lambda: "sample", typed=lambda: ["-h"]),
     "cli.do_in": dict(
         folder=lambda: run_folder("new"), options=lambda: options("Sample", run=WORLD / "student", n=4)
     ),
@@ -842,6 +861,8 @@ SPECIAL = {
     "openai.load_openai": dict(
         file=lambda: WORLD / "edm_imagenet64_ema.pt", changes=lambda: ADM | dict(n_classes=None)
     ),
+    "options.DryRun": dict(options=stage("degrade"), stages=lambda: None),
+    "options.group_of": dict(command=lambda: "sample", option=lambda: "n"),
     "options.in_words": dict(default=lambda: 1.0),
     "options.network_config": dict(text=lambda: "{}"),
     "paths.DegradationPath": dict(nodes=lambda: path().nodes),
@@ -919,6 +940,8 @@ SPECIAL = {
         {k: (lambda k: lambda: costed()[k])(k) for k in ("degrade", "backtrack", "evaluate")}
         | dict(network=unet, processes=lambda: 1),
     ),
+    "recipes.drawing_costs": dict(options=lambda: costed()["evaluate"], calls=lambda: 1.0),
+    "recipes.timed": dict(rows=lambda: [dict(sample_passes=1.0)], seconds=lambda: dict(cpu=1.0)),
     "recipes.plan_text": dict(p=plan, room=lambda: None),
     "recipes.step_of": dict(network=unet),
     "recipes.memory_of": dict(device=lambda: "cpu"),
@@ -926,6 +949,7 @@ SPECIAL = {
     "recipes.adapted": dict(network=unet, degrade=lambda: costed()["degrade"]),
     "recipes.Plan": dict(rows=list, processes=lambda: 1),
     "runs.progress": dict(iterable=lambda: [1]),
+    "runs.in_lines": dict(iterable=lambda: [1], total=lambda: 1, desc=lambda: "a", done=lambda: 0),
     "runs.set_random_states": dict(states=lambda: module("runs").random_states()),
     "samplers.in_parts": dict(call=lambda: lambda x: x, rows=lambda: [randn(4, 2)]),
     "stages.read_painter": dict(
@@ -968,6 +992,10 @@ SPECIAL = {
     "stages.path_figure": dict(folder=lambda: run_folder("path")),
     "stages.new_network": dict(n_classes=lambda: None, config=lambda: None),
     "stages.source_of": dict(data=lambda: "ring"),
+    "stages.described": dict(**FOLDERS, options=lambda: options("Pretrain", out=fresh())),
+    "stages.options_of": dict(folder=lambda: run_folder("path")),
+    "stages.check_new": dict(out=fresh),
+    "stages.check_batch": dict(student=lambda: student(), batch=lambda: 4),
     "stages.begun": dict(options=lambda: options("Pretrain", out=fresh(), batch=8), source=lambda: None),
     "stages.pretrain": dict(
         options=lambda: options("Pretrain", out=fresh(), data="ring", n_steps=3, batch=4)

@@ -2,14 +2,20 @@
 import ast
 import os
 import pkgutil
+import re
+import shlex
 import subprocess
 import sys
+import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from jupyter_client.manager import start_new_kernel
 
 import disback
+from disback.cli import main, parse
+from disback.options import CHAIN, COMMANDS, EXAMPLES, Compute
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -82,3 +88,86 @@ def test_help_at_the_cursor_says_what_each_argument_means():
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def said_by(capsys, *args):
+    """What a command prints that ends well."""
+    try:
+        main([*args])
+    except SystemExit as end:
+        assert not end.code, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_help_names_each_command_in_a_group_and_the_chain(capsys):
+    said = said_by(capsys, "--help")
+    assert [*dict.fromkeys(re.findall("^  ([a-z]+)  ", said, re.M))][: len(COMMANDS)] == [*COMMANDS]
+    assert "\n  ".join(CHAIN) in said and len(said.splitlines()) < 60
+    assert said == said_by(capsys, "-h")
+
+
+def test_help_of_a_command_shows_every_option_and_no_none(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    for command, cls in COMMANDS.items():
+        said = said_by(capsys, command, "--help")
+        names = {f.name for f in fields(cls) if f.name != "compute" and "Positional" not in str(f.type)}
+        names |= {f.name for f in fields(Compute)} if "compute" in {f.name for f in fields(cls)} else set()
+        shown = {name.replace("-", "_") for name in re.findall("^  --([a-z0-9-]+)", said, re.M)}
+        assert shown == names, command
+        assert "None" not in said and max(map(len, said.splitlines())) <= 100, command
+        assert said.endswith("\n  ".join(["examples:", *EXAMPLES[command]]) + "\n")
+
+
+def test_help_is_soon_there():
+    code = "import sys; from disback.cli import main\ntry: main(sys.argv[1:])\nfinally: print([*sys.modules])"
+    for typed in (["--help"], ["backtrack", "--help"]):
+        call = [sys.executable, "-c", code, *typed]
+        done = subprocess.run(call, env=ENV, capture_output=True, text=True, timeout=60)
+        loaded = done.stdout.splitlines()[-1]
+        assert "'disback.cli'" in loaded and "'torch'" not in loaded
+
+
+def test_every_example_of_help_is_understood():
+    for command, lines in EXAMPLES.items():
+        for line in lines:
+            program, first, *typed = shlex.split(line)
+            assert (program, first, parse(command, typed)[0].name) == ("disback", command, command)
+
+
+def test_the_chain_of_help_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in CHAIN:
+        typed = shlex.split(line)[1:]
+        said_by(capsys, *typed, *(["--n-steps", "4"] if "--out" in typed else ["--n", "20"]))
+    assert (tmp_path / "runs/student/evaluation.json").exists()
+    said = said_by(capsys, *shlex.split(EXAMPLES["backtrack"][1])[1:])
+    assert "dry run" in said and not (tmp_path / "runs/dmd").exists()
+
+
+def test_the_shell_completes_commands(capsys, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (tmp_path / "completion").write_text(said_by(capsys, "--tyro-print-completion", "bash"))
+    code = "source completion; COMP_WORDS=(disback degr); COMP_CWORD=1; _tyro_disback; echo ${COMPREPLY[@]}"
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["degrade"], done.stderr
+
+
+def test_progress_in_a_file_is_whole_lines_that_go_on_where_a_run_stands(tmp_path):
+    code = "import sys, disback.runs as r; r.PAUSE = 0; from disback.cli import main; main(sys.argv[1:])"
+    call = [sys.executable, "-c", code, "pretrain", "--data", "ring", "--n-steps", "40", "--out", "teacher"]
+
+    def said(*more, shown="1"):
+        env = ENV | {"DISBACK_PROGRESS": shown}
+        return subprocess.run([*call, *more], cwd=tmp_path, env=env, capture_output=True, timeout=120).stderr
+
+    whole = said().decode()
+    assert "\r" not in whole and len(whole.splitlines()) == 10
+    assert whole.splitlines()[0].startswith("teacher: 4 of 40 (10 %), ")
+    assert said("--out", "silent", shown="0") == b""
+    stop = "import disback.runs as r; r.Run.changes = lambda run: 1 / (run.step < 21); "
+    call[2] = stop + code
+    broken = said("--out", "resumed").decode()
+    assert "teacher: 20 of 40" in broken
+    call[2] = code
+    assert said("--out", "resumed", "--resume").decode().startswith("teacher: 24 of 40 (60 %), ")

@@ -123,6 +123,25 @@ def test_files_hold_corrections_and_the_base_stays(chain):
     assert student.unit and student.n_classes.names == ("a dog", "a cat on a mat")
 
 
+def test_a_dry_run_plans_corrections_of_a_text_to_image_teacher(chain, capsys):
+    said = {}
+    for name, args in dict(
+        degrade=["--teacher", chain / "T", "--lora", 4, "--timestep", 399, "--unit", *RECORD],
+        backtrack=["--path", chain / "P", *WALK],
+        sample=["--run", chain / "S", "--prompts", "a dog"],
+    ).items():
+        capsys.readouterr()
+        disback(name, *args, "--out", chain / "dry", "--dry-run")
+        said[name] = capsys.readouterr().out
+    recorded = RunFolder(chain / "P").result["passes"]
+    row = next(line.split() for line in said["degrade"].splitlines() if line.startswith("degrade "))
+    assert abs(int(row[3].replace(",", "")) / recorded - 1) < 0.3    # of the network, corrections count
+    size = RunFolder(chain / "S").network("student").denoiser
+    n = sum(p.numel() for p in size.parameters())
+    assert f"{n:,} parameters" in said["degrade"] and f"{n:,} parameters" in said["backtrack"]
+    assert "sample " in said["sample"] and not (chain / "dry").exists()
+
+
 def test_new_prompts_are_drawn_as_pictures(chain):
     disback("sample", "--run", chain / "S", "--prompts", "a dog", "a house", "--n", 4, "--out", chain / "X")
     state = load_state(chain / "X" / "samples.safetensors")
@@ -315,8 +334,8 @@ def test_points_take_the_same_options(tmp_path, capfd, monkeypatch):
     assert "time steps" in refused(capfd, "degrade", "--teacher", "T", "--timestep", 3, "--out", "x")
     assert "time steps" in refused(capfd, "degrade", "--teacher", "T", "--noise", "steps", "--out", "x")
     assert "text-to-image" in refused(capfd, "export", "--run", "S", "--out", "x")
-    assert "--clip is for text" in refused(capfd, "evaluate", "--run", "S", "--clip", "x")
-    said = ["import", "T/teacher.safetensors", "--prompts", "p.txt", "--out", "x"]
+    assert "--clip is for text" in refused(capfd, "evaluate", "--run", "S", "--clip", "T")
+    said = ["import", "T/teacher.safetensors", "--prompts", "T/config.json", "--out", "x"]
     assert "--prompts, --sigma-data and --bf16 are for" in refused(capfd, *said)
     assert not Path("x").exists()
     Path("T").rename("elsewhere")
