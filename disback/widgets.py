@@ -175,7 +175,7 @@ class Board:
 @patch
 def say(self:Board, words:str)->None: # a sentence; '': nothing
     "Show a sentence under the picture."
-    self.words.value = words and f'<span role="status" style="color:#b00020">{html.escape(words)}</span>'
+    self.words.value = words and f'<span role="status" style="color:#e03c31">{html.escape(words)}</span>'
 
 @patch
 @contextmanager
@@ -398,7 +398,8 @@ def plot_levels(self:MismatchExplorer, ax:Axes, step:int, sigma:float)->None: # 
     for (label, quantity), (color, line) in zip(PARTS, styles):
         show_curve(self.recorder.sigmas, getattr(record, quantity), ax, label, color, line=line)
     ax.axvline(sigma, color='.4', ls=':')
-    ax.set(xscale='log', yscale='symlog', ylim=(0, None), xlabel='σ (data units)',
+    most = max(self.recorder.values(quantity).max() for _, quantity in PARTS)
+    ax.set(xscale='log', yscale='symlog', ylim=(0, 1.1 * float(most)), xlabel='σ (data units)',
            ylabel='units of the noise, squared', title=f'step {record.step}: target node {record.node}')
 
 # %% ../nbs/44_widgets.ipynb #71526c3e
