@@ -22,7 +22,7 @@ from .networks import check_network, check_null, clone, guided, lent, noise_shap
 from .paths import DegradationPath
 from .pretraining import check_shape
 from .runs import adam, load_weights
-from .samplers import labels_for
+from .samplers import check_student, labels_for
 
 # %% ../nbs/24_backtracking.ipynb #24aa0001
 class Staircase:
@@ -439,7 +439,7 @@ def check_arguments(student:nn.Module, # of one shape with all denoisers
         raise ValueError(f"path must be a DegradationPath, got {type(path).__name__}: use "
                          "Degradation(...).path, DegradationPath.open(folder) or DegradationPath.of(teacher)")
     check_itinerary(itinerary)
-    check_network('student', student)
+    check_student(student)
     check_counts(ratio=ratio)
     if fake is not None: check_network('fake', fake)
     for network in (path.network, fake):

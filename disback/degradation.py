@@ -20,7 +20,7 @@ from .networks import build, check_network, clone, describe, lent, noise_shape
 from .paths import DegradationPath, Node, read_node, snapshot, write_node
 from .pretraining import check_shape
 from .runs import OneProcess, adam, load_weights
-from .samplers import calls_of, in_parts, labels_for
+from .samplers import calls_of, check_student, in_parts, labels_for
 
 # %% ../nbs/22_degradation.ipynb #ebe38082
 class Probe(NamedTuple):
@@ -204,7 +204,8 @@ def check_recording(teacher:nn.Module, # a denoiser
                     **samples:int,     # how many are drawn, by what for
                    )->None:
     "Raise for arguments of `Degradation` of the wrong kind, or that no memory holds."
-    for name, module in dict(teacher=teacher, student=student).items(): check_network(name, module)
+    check_network('teacher', teacher)
+    check_student(student)
     for name, n in samples.items():
         check_counts(**{name: n})
         check_memory(name, n, teacher.shape)
@@ -311,6 +312,9 @@ def advance(self:Degradation)->DegradationStep:
 # %% ../nbs/22_degradation.ipynb #ff81d4d8
 @patch_property
 def path(self:Degradation)->DegradationPath: # as far as it was recorded, its network on the CPU
+    if not self.step:
+        raise ValueError("nothing is recorded yet, so there is no path: iterate over the run first, "
+                         "`for record in run: pass`")
     nodes = self.candidates.as_nodes()
     if self.processes.world > 1: network = build(describe(self.degraded))
     else: network = clone(self.degraded, trainable=False).cpu()

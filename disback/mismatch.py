@@ -436,6 +436,11 @@ def read_recorder(file:str|Path,    # written by `MismatchRecorder.save`
     record = dict(step=int, passes=number, node=int) | dict.fromkeys(QUANTITIES, tensor)
     schema = dict(sigmas=tensor, records=[record], samples=list, every=int, n=int, seed=int, arrivals=[[int]])
     state = load_state(file, schema)
+    vectors = [row[quantity] for row in state['records'] for quantity in QUANTITIES]
+    good = all(v.shape == state['sigmas'].shape for v in vectors)
+    good = good and len(state['samples']) in (0, len(state['records']))
+    good = good and all(len(pair) == 2 and torch.is_tensor(pair[0]) for pair in state['samples'])
+    check_that(good, 'a recording', file, 'numbers for each noise level and samples for each record')
     kept = MismatchRecorder(teacher, state['sigmas'], state['every'], state['n'], state['seed'], True)
     kept.records = [MismatchRecord(**row) for row in state['records']]
     kept.samples = [(x.float(), cond) for x, cond in state['samples']]

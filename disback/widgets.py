@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WIDE', 'SNUG', 'DOTS', 'PARTS_OF_A_GAP', 'PARTS', 'KINDS', 'PLACES', 'EXAMPLES', 'PLACED', 'NOBODY', 'CHOICES',
            'slider', 'levels', 'dropdown', 'button', 'row', 'player', 'as_png', 'small', 'share_ticks', 'Board',
-           'show_score', 'PathStepper', 'check_recorder', 'MismatchExplorer', 'Moment', 'Racer', 'Race', 'Recording',
-           'read_recording', 'RaceReplay', 'Example', 'example', 'taught', 'DistillationLab', 'in_words', 'facts',
-           'plot_moment', 'pages_of', 'book_of', 'Gallery']
+           'show_score', 'PathStepper', 'check_recorder', 'MismatchExplorer', 'Moment', 'Racer', 'Race', 'is_cloud',
+           'Recording', 'read_recording', 'RaceReplay', 'Example', 'example', 'taught', 'DistillationLab', 'in_words',
+           'facts', 'plot_moment', 'pages_of', 'book_of', 'Gallery']
 
 # %% ../nbs/44_widgets.ipynb #051e93d1
 import base64, html, io, math, threading
@@ -26,7 +26,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from .backtracking import ARMS, Backtracking, backtracking_passes
 from .comparisons import data_of, start
-from .core import Table, check_calls, check_that, defaults, patch, patch_property, shipped, stream
+from .core import Table, check_calls, check_choice, check_number, check_that, defaults, patch
+from .core import patch_property, shipped, stream
 from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift
 from .diffusion import as_labels
@@ -344,7 +345,9 @@ def check_recorder(recorder:MismatchRecorder)->None: # that is to be shown
 class MismatchExplorer(Board):
     "Step through a recorded run: where the mismatch is, at which noise levels, and when."
     size = 11., 3.4
-    alt = "Where, at which noise levels and when the student disagrees with its target."
+    alt = ('Left: where the target would send the noised samples of the student (orange), and in grey how '
+           'strongly (s_a: the score of the target, s_b: of the student). Middle: the square of that, by '
+           'noise level. Right: over the run; red: here; white, dashed: a new target.')
     def __init__(self,
                  recorder:MismatchRecorder, # one that has followed a run, with `keep_samples=True`
                  path:DegradationPath|None=None, # the path that was walked; None: the teacher alone
@@ -386,7 +389,7 @@ def plot_where(self:MismatchExplorer,
     (x0, cond), record = self.recorder.samples[step], self.recorder.records[step]
     if node < 0: node = min(record.node, len(self.path) - 1)
     target, own = self.path.denoiser(node), exact_denoiser(x0, cond)
-    title = f'student and node {node}, step {record.step}, σ = {sigma:.2g}'
+    title = f'student to node {node}, step {record.step}, σ = {sigma:.2g}'
     if self.window: show_field(target, own, sigma, self.window, ax, x0, title=title)
     else: show_map(mismatch_map(target, own, x0, sigma, cond=cond), ax, title)
 
@@ -400,7 +403,7 @@ def plot_levels(self:MismatchExplorer, ax:Axes, step:int, sigma:float)->None: # 
     ax.axvline(sigma, color='.4', ls=':')
     most = max(self.recorder.values(quantity).max() for _, quantity in PARTS)
     ax.set(xscale='log', yscale='symlog', ylim=(0, 1.1 * float(most)), xlabel='σ (data units)',
-           ylabel='units of the noise, squared', title=f'step {record.step}: target node {record.node}')
+           ylabel='units of the noise, squared', title=f'step {record.step}, its target: node {record.node}')
 
 # %% ../nbs/44_widgets.ipynb #71526c3e
 class Moment(NamedTuple):
@@ -530,7 +533,13 @@ def steps(self:Race)->int:
     return sum(r.run.step for r in self.racers)
 
 # %% ../nbs/44_widgets.ipynb #89084fd7
-KINDS = float, float, int, int, str, (float, NoneType), torch.Tensor, torch.Tensor # in a file
+def is_cloud(value:Any # from a file
+            )->bool:
+    "Whether something is points in the plane, all of them finite."
+    if not torch.is_tensor(value) or value.ndim != 2 or value.shape[1] != 2: return False
+    return len(value) > 0 and bool(value.isfinite().all())
+
+KINDS = float, float, int, int, str, (float, NoneType), is_cloud, is_cloud # of a moment, in a file
 
 @dataclass
 class Recording:
@@ -554,8 +563,12 @@ def read_recording(file:str|Path # written by `Recording.save`
     "Read a recording."
     def as_moment(row): return Moment(**{k: v.float() if torch.is_tensor(v) else v for k, v in row.items()})
     moment = dict(zip(Moment._fields, KINDS))
-    schema = dict(moments={str: [moment]}, real=torch.Tensor, budget=(int, float), nodes=int)
+    schema = dict(moments={str: [moment]}, real=is_cloud, budget=(int, float), nodes=int)
     state = load_state(file, schema)
+    for arm, rows in state['moments'].items():
+        check_choice('arm of a recording', arm, ARMS)
+        check_that(rows, 'moments', rows, 'at least one an arm')
+        for row in rows: check_number('node', row['node'], whole=True, least=0, most=state['nodes'] - 1)
     moments = {arm: [as_moment(row) for row in rows] for arm, rows in state['moments'].items()}
     return Recording(moments, state['real'].float(), state['budget'], state['nodes'])
 
@@ -590,11 +603,12 @@ def draw(self:Recording,
     for ax in panels: show_samples(self.real, ax, 'the data', COLORS['data'], window)
     for ax, (arm, m) in zip(panels, now.items()):
         show_samples(m.aimed, ax, None, node_colors(self.nodes)[m.node], window)
-        show_samples(m.samples, ax, f'{arm}: step {m.step}, {m.where}', COLORS['student'], window)
         lag = 'not known yet' if m.lag is None else f'{m.lag:.2f}'
-        ax.set_xlabel(f'lag of the fake score: {lag}', fontsize=8)
+        title = f'{arm}: step {m.step}, {m.where}\nlag of the fake score: {lag}'
+        show_samples(m.samples, ax, title, COLORS[arm], window)
         self.draw_curve(curves, arm, m)
     share_ticks(panels)
+    curves.axhline(defaults('compare').threshold, color='.6', lw=1, ls=':')
     curves.set(xlim=(0, self.budget), yscale='log', ylim=(.03, None),
                xlabel='forward passes, stage 1 included', ylabel='energy distance (data units)')
     small(curves)
@@ -622,7 +636,8 @@ PLACES = 40 # of a race at which it can be looked at, beside its start
 class RaceReplay(Board):
     "Step through races that were run."
     size = 11., 3.7
-    alt = 'What each student (orange) and its target draw, and how far the students are from the data.'
+    alt = ('What each student draws, in the colour of its curve, and its target, violet to green; how far '
+           'the students are from the data, and how near is near (dotted).')
     def __init__(self,
                  races:dict, # `{words: Recording}`
                  label:str='race', # before the words
@@ -705,8 +720,8 @@ PLACED, NOBODY = 'placed modes', 'nobody'
 CHOICES = dict( # name in the state: words before it, what there is to choose, what that means
     data=('data', [*POINT_SETS, PLACED], 'what the teacher learns to draw'),
     kind=('start', ['far', 'collapsed', 'near', 'wide'], 'what the untrained student draws'),
-    one=('arm', [*ARMS], 'the method on the left'),
-    other=('against', [NOBODY, *ARMS], 'the method on the right'),
+    one=('method', [*ARMS], 'the one on the left'),
+    other=('against', [NOBODY, *ARMS], 'the one on the right'),
     fake=('fake score learns', [('as fast', 1), ('4 times as fast', 4)], 'its rate, by the student\'s'),
     loss=('loss', [*LOSSES], 'how the difference of two scores moves the student'),
     ratio=('fake steps a step', [1, 3, 5], 'steps of the fake score to one of the student'),
@@ -726,7 +741,7 @@ class DistillationLab(Board):
                  **fixed:float,     # of `Race`: `budget`, `teacher_steps`, `record`, `batch`, `lr`
                 ):
         super().__init__()
-        self.fixed, self.modes = dict(fixed, teachers=taught(**fixed)), [(-2., 0.), (2., 0.)]
+        self.fixed, self.modes = dict(fixed, teachers=taught(**fixed)), []
         self.stage, self.saved = w.HTML(), w.HTML()
         self.lock, self.thread = threading.RLock(), None
         self.wanted, self.beat, self.due = 0, 0., 0.    # steps; times of the last tick and the next picture
@@ -751,13 +766,13 @@ def add_buttons(self:DistillationLab)->None:
     self.play.observe(lambda _: self.tick(), 'value')
     drive = row(self.play, button('step', lambda: self.run(1)), button('reset', self.reset), self.stage)
     x, y = [w.FloatSlider(min=-5., max=5., step=.25, description=name) for name in ('x', 'y')]
-    modes = row(x, y, button('place a mode', lambda: self.place([*self.modes, (x.value, y.value)])),
-                button('remove all', lambda: self.place([])))
+    self.placing = row(x, y, button('place a mode', lambda: self.place([*self.modes, (x.value, y.value)])),
+                       button('remove all', lambda: self.place([])))
     folder = w.Text('runs/lab', description='folder')
     keep = row(folder, button('save', lambda: self.save(folder.value)))
     self.clicks = Event(source=self.image, watched_events=['click'])
     self.clicks.on_dom_event(self.clicked)
-    self.box.children = self.row, drive, self.image, self.caption, self.words, modes, keep, self.saved
+    self.box.children = self.row, drive, self.image, self.caption, self.words, self.placing, keep, self.saved
 
 # %% ../nbs/44_widgets.ipynb #6902356a
 @patch_property
@@ -768,13 +783,16 @@ def task(self:DistillationLab)->str: # as `load_data` knows it
     raise ValueError('no modes are placed yet: click into the picture, or choose x and y and press '
                      '"place a mode"')
 
+# %% ../nbs/44_widgets.ipynb #69023571
 @patch
 def reset(self:DistillationLab)->None:
     "Back to before the first step."
     self.pause()
     with self.lock, self.minding():
         self.say('')
-        self.course = iter(())
+        self.placing.layout.display = None if self.state['data'] == PLACED else 'none'
+        self.course, self.race, self.stage.value = iter(()), Race(arms=()), 'nothing to run yet'
+        if self.state['data'] == PLACED and not self.modes: self.picture(self.draw_nothing)
         choices = self.state | dict(data=self.task)
         arms = dict.fromkeys([choices.pop('one'), choices.pop('other')])
         self.race = Race(arms=[arm for arm in arms if arm != NOBODY], **choices, **self.fixed)
@@ -802,6 +820,7 @@ def clicked(self:DistillationLab,
     with self.minding():
         if self.state['data'] != PLACED:
             raise ValueError(f'a click places a mode when {PLACED!r} are chosen as data')
+        if self.race.steps: raise ValueError('a new mode begins a new race: press "reset" first')
         for ax in self.figure.axes[:-1]:
             box = ax.get_position()
             if not box.contains(across, up): continue
@@ -820,7 +839,7 @@ def piece(self:DistillationLab)->bool: # whether there may be more to do
         with self.minding():
             if watched and self.wanted > 0:
                 before, doing = self.race.steps, next(self.course, None)
-                self.stage.value = doing or 'finished'
+                if doing or self.race.racers: self.stage.value = doing or 'finished'
                 self.wanted -= self.race.steps - before
             if not doing or monotonic() > self.due: self.paint()
         if not doing:
@@ -866,12 +885,23 @@ def paint(self:DistillationLab)->None:
     "Show where the race stands; not again before twice the time that it took is over."
     began = monotonic()
     race, now = self.race, {r.options.arm: r.look(self.race.judge) for r in self.race.racers}
-    def draw(fig): # which is kept: a click asks it where it was
-        self.figure = fig
-        race.recording.draw(fig, now)
-    self.image.value = as_png(self.size, draw, self.places)
+    self.picture(lambda fig: race.recording.draw(fig, now))
     self.due = 3 * monotonic() - 2 * began
 
+@patch
+def picture(self:DistillationLab, plot:Callable)->None: # `(figure)`
+    "Show what is plotted, and keep the figure: a click asks it where it was."
+    def kept(fig):
+        self.figure = fig
+        plot(fig)
+    self.image.value = as_png(self.size, kept, self.places)
+
+@patch
+def draw_nothing(self:DistillationLab, fig:Figure)->None:
+    "Draw panels to click into."
+    panels = fig.subplots(1, 3)
+    for ax in panels[:2]: ax.set(xlim=(-5, 5), ylim=(-5, 5), aspect='equal', title='no modes yet: click here')
+    panels[2].set_axis_off()
 
 # %% ../nbs/44_widgets.ipynb #b539654b
 @patch

@@ -11,6 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from disback.lab import PAGES
+
 ROOT = Path(__file__).resolve().parents[1]
 # Stands in for an installation without the development tools: importing one of them fails.
 BLOCK = """
@@ -74,11 +76,16 @@ def test_wheel_holds_a_module_for_every_exporting_notebook(wheel):
     assert exported and exported <= modules_of(wheel.namelist())
 
 
-def test_wheel_holds_tutorials_and_recipes_and_nothing_else(wheel):
+def test_wheel_holds_what_users_read_and_start_from_and_nothing_else(wheel):
     beside = [n for n in wheel.namelist() if not re.match(r"disback(-[^/]*\.dist-info)?/", n)]
     shared = {re.sub(r"^disback-[^/]*\.data/data/share/disback/", "", n) for n in beside}
-    here = [*(ROOT / "nbs" / "tutorials").glob("*.ipynb"), *(ROOT / "recipes").glob("*.toml")]
-    assert shared == {f"{p.parent.name}/{p.name}" for p in here}
+    here = [*(ROOT / "nbs").glob("tutorials/*.ipynb"), *(ROOT / "nbs").glob("experiments/*.ipynb")]
+    here += [ROOT / "nbs" / f"{name}.ipynb" for name in PAGES]
+    names = {str(p.relative_to(ROOT / "nbs")) for p in here}
+    names |= {f"recipes/{p.name}" for p in (ROOT / "recipes").glob("*.toml")}
+    names |= {str(p.relative_to(ROOT)) for p in (ROOT / "examples").rglob("*") if p.is_file()}
+    assert shared == names
+    assert sum(i.compress_size for i in wheel.infolist() if "/examples/" in i.filename) < 1e6
     assert not [n for n in set(wheel.namelist()) - set(beside) if n.endswith(".ipynb")]
 
 
