@@ -468,9 +468,15 @@ def look_at_the_first_page(browser, address):
     page = browser.new_page(viewport=dict(width=1366, height=768))
     page.set_default_timeout(1000 * WAIT)
     page.goto(address)
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').first.wait_for()    # a kernel
-    page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()
-    page.locator('[data-command="notebook:run-cell-and-select-next"]').first.click()
+    prompt = page.locator(".jp-CodeCell .jp-InputPrompt").first
+
+    def run():    # two clicks; JupyterLab drops those that come before the kernel
+        page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()
+        page.locator('[data-command="notebook:run-cell-and-select-next"]').first.click()
+        page.wait_for_timeout(2000)
+        return prompt.inner_text().strip() != "[ ]:"
+
+    wait(run, "the first cell to run")
     page.locator(".widget-image").first.wait_for()
     before = picture(page)
     press(page, "node", "ArrowRight")

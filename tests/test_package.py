@@ -31,7 +31,7 @@ def wheel(tmp_path_factory):
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for file in "settings.ini", "setup.py", "pyproject.toml", "LICENSE", "README.md":
         if (ROOT / file).exists(): shutil.copy(ROOT / file, source)
-    for folder in "disback", "nbs", "recipes", "tests", "tools":
+    for folder in "disback", "nbs", "recipes", "examples", "tests", "tools":
         left_out = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
         shutil.copytree(ROOT / folder, source / folder, ignore=left_out)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
