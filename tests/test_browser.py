@@ -425,6 +425,8 @@ def test_lab_runs_pauses_steps_resets_saves_and_rests_when_closed(notebook, serv
     press_button(page, "reset")
     page.get_by_text("press ▶").first.wait_for()
     before = changed(page, before)
+    page.get_by_label("data", exact=True).first.select_option("placed modes")
+    before = changed(page, before)    # nothing is placed yet
     press_button(page, "place a mode")
     before = changed(page, before)    # other data
     play.click()
