@@ -792,7 +792,7 @@ def reset(self:DistillationLab)->None:
         self.say('')
         self.placing.layout.display = None if self.state['data'] == PLACED else 'none'
         self.course, self.race, self.stage.value = iter(()), Race(arms=()), 'nothing to run yet'
-        if self.state['data'] == PLACED and not self.modes: self.picture(self.draw_nothing)
+        if self.state['data'] == PLACED and not self.modes: self.picture(self.draw_nothing, {})
         choices = self.state | dict(data=self.task)
         arms = dict.fromkeys([choices.pop('one'), choices.pop('other')])
         self.race = Race(arms=[arm for arm in arms if arm != NOBODY], **choices, **self.fixed)
@@ -885,16 +885,16 @@ def paint(self:DistillationLab)->None:
     "Show where the race stands; not again before twice the time that it took is over."
     began = monotonic()
     race, now = self.race, {r.options.arm: r.look(self.race.judge) for r in self.race.racers}
-    self.picture(lambda fig: race.recording.draw(fig, now))
+    self.picture(lambda fig: race.recording.draw(fig, now), self.places)
     self.due = 3 * monotonic() - 2 * began
 
 @patch
-def picture(self:DistillationLab, plot:Callable)->None: # `(figure)`
+def picture(self:DistillationLab, plot:Callable, places:dict)->None: # `(figure)`; as for `as_png`
     "Show what is plotted, and keep the figure: a click asks it where it was."
     def kept(fig):
         self.figure = fig
         plot(fig)
-    self.image.value = as_png(self.size, kept, self.places)
+    self.image.value = as_png(self.size, kept, places)
 
 @patch
 def draw_nothing(self:DistillationLab, fig:Figure)->None:

@@ -2,10 +2,10 @@
 
     python tools/clean.py [--check] [notebook or folder ...]          # default: all of nbs/
 
-Does what nbdev_clean does (counters, cell metadata), and also: widget state, widget views and progress bars
-go, pieces of one stream are joined, the random ids of matplotlib's animations become stable ones, warnings
-lose the path of the kernel's temporary file, cells without an id get one that depends on their text alone,
-and nbformat writes the file as format 4.5.
+Does what nbdev_clean does (counters, cell metadata), and also: widget state, widget views (their pictures
+stay) and progress bars go, pieces of one stream are joined, the random ids of matplotlib's animations become
+stable ones, warnings lose the path of the kernel's temporary file, cells without an id get one that depends
+on their text alone, and nbformat writes the file as format 4.5.
 What no cleaning can mend is refused: an error kept as an output, or a path of the machine it ran on.
 `--check` changes nothing and says what would change."""
 import argparse
@@ -61,7 +61,7 @@ def read(path):
 
 
 def clean_outputs(cell):
-    """Drop widgets and progress bars from the outputs of `cell`, and join the pieces of each stream."""
+    """Drop widgets, but for their pictures, and progress bars, and join the pieces of each stream."""
     kept = []
     for out in cell.outputs:
         if out.output_type == "stream":
@@ -69,6 +69,9 @@ def clean_outputs(cell):
                 kept[-1].text += out.text
             else: kept.append(out)
         elif WIDGET not in out.get("data", {}): kept.append(out)
+        elif picture := out.data.get("image/png"):    # what a widget shows where it is not alive
+            out.data = nbformat.from_dict({"image/png": picture})
+            kept.append(out)
     for out in kept:
         if out.output_type == "stream":
             lines = [re.sub(r"[^\n]*\r(?!\n)", "", line) for line in out.text.splitlines(keepends=True)
