@@ -503,13 +503,16 @@ NEXT['import'] = NEXT['pretrain']
 
 def where_next(options:Options, # of a stage
                result:dict,     # what it returned
+               source:dict|None=None, # of the data, see `RunFolder`
               )->str:
     "Where a stage wrote, what it took, and the command that goes on from there."
+    from disback.stages import named_again
     took = ', '.join(f'{name} {result[name]:,.6g}' for name in ('seconds', 'passes') if name in result)
     command, reads, writes = NEXT[options.name]
     words = ['disback', command, f'--{reads}', str(options.out)]
     if writes: words += ['--out', str(options.out.parent/writes)]
-    return f"{options.out}: done{took and f' ({took})'}; next: {shlex.join(words)}"
+    again = named_again(source) if hasattr(COMMANDS[command], 'data') else ''
+    return f"{options.out}: done{took and f' ({took})'}; next: {shlex.join(words)} {again}".rstrip()
 
 def do_command(typed:list # what stands behind `disback`
               )->None:
@@ -534,7 +537,9 @@ def do_command(typed:list # what stands behind `disback`
             first = os.environ.get('RANK', '0') == '0'    # of several processes
             try: result = dict(demo=demo, run=run, compare=compare).get(command, do)(options)
             except DryRun as end: command, result = '', first and print(what_would_be(end))
-            if command in NEXT and first: print(where_next(options, result or {}))
+            if command in NEXT and first:
+                from disback.folders import RunFolder
+                print(where_next(options, result or {}, RunFolder(options.out).source))
     if lost:
         raise OSError("all is done, but what was to be shown could not be written "
                       f"({lost[0].strerror}): it is in the folder that was written")

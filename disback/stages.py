@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'tell_time', 'train', 'source_of',
-           'bundled', 'resizable', 'allowed', 'judge_for', 'quality', 'judge_of', 'curves', 'path_figure',
-           'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described', 'options_of', 'pretrain',
-           'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like',
-           'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'lag_of',
-           'follow', 'check_batch', 'backtrack', 'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked',
-           'sample', 'sheet', 'samples_figure', 'more_of', 'measured', 'evaluate', 'data_to_meet', 'teacher_and_data',
-           'check', 'load_own', 'own_tasks', 'check_new', 'statistics', 'export_', 'do']
+           'bundled', 'resizable', 'named_again', 'allowed', 'judge_for', 'quality', 'judge_of', 'curves',
+           'path_figure', 'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described', 'options_of',
+           'pretrain', 'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_',
+           'labels_like', 'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of',
+           'best_of', 'lag_of', 'follow', 'check_batch', 'backtrack', 'trained', 'say_classes', 'classes_of',
+           'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'measured', 'evaluate',
+           'data_to_meet', 'teacher_and_data', 'check', 'load_own', 'own_tasks', 'check_new', 'statistics', 'export_',
+           'do']
 
 # %% ../nbs/43_stages.ipynb #43aa0001
 import math, os, platform, shlex, time
@@ -171,6 +172,12 @@ def resizable(name:str # of data
     "Whether data can be had in other sizes and channels: letters, and images from files."
     return name == 'glyphs' or not bundled(name)
 
+def named_again(source:dict|None # of a run folder
+               )->str:           # '' if nothing need be said
+    "The option by which a command names a run's data again; those that come with the library need none."
+    if source is None or bundled(source['name']): return ''
+    return f"--data {printable(shlex.quote(source['name']))}"
+
 # %% ../nbs/43_stages.ipynb #5c430002
 def allowed(folder:RunFolder, # of a run
             given:str|None,   # `--data` of this command
@@ -182,7 +189,7 @@ def allowed(folder:RunFolder, # of a run
     name = source['name']
     if given is None and not bundled(name):
         raise ValueError(f"{folder.path} names data that are not part of this library, and nothing is read "
-                         f"because a file says so: repeat the option, --data {printable(name)}")
+                         f"because a file says so: repeat the option, {named_again(source)}")
     named = full_name(given) if given else name
     if named != name and not source.get('fingerprint'):
         raise ValueError(f"{folder.path} was made with the data {printable(name)}, --data names {named}: "
@@ -894,7 +901,8 @@ def teacher_and_data(options:Check|Compare,
     if folder.pipeline is not None:
         raise ValueError(f"{options.teacher} holds a text-to-image teacher, no data are its latents: "
                          "look at what it draws, `disback sample`")
-    module, broken = folder.network('teacher'), options.skip_broken_images
+    module, known = folder.network('teacher'), (folder.source or {}).get('skip_broken') or 0
+    broken = max(options.skip_broken_images, known)
     if options.data is not None:
         size = (module.shape[-1], module.shape[0]) if resizable(options.data) else (None, None)
         labels = labels and bool(getattr(module, 'n_classes', None))
