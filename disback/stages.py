@@ -342,6 +342,7 @@ def write_about(folder:RunFolder, # begun
     began = f'{datetime.now().astimezone():%Y-%m-%d %H:%M %z}'
     lines = [f'# disback {options.name}', f'    {command_of(options, out=options.out)}',
              f'Begun {began} with {versions}; threads: {torch.get_num_threads()}.',
+             'The folder may hold:',
              *[f'- `{name}`: {what}' for name, (what, by) in FILES.items()
                if not by or options.name in by.split()]]
     with whole(folder/'README.md') as tmp: tmp.write_text('\n\n'.join(map(printable, lines)) + '\n')
@@ -761,7 +762,7 @@ def asked(module:nn.Module, # a student or a teacher
 
 # %% ../nbs/43_stages.ipynb #b6de29a8
 def sample(options:Sample
-          )->dict: # `samples` and `figure`, files in the folder, and `nfe`, network calls a sample
+          )->dict: # `folder`, `samples` and `figure` in it, and `nfe`, network calls a sample
     "Draw samples from a finished run."
     options.check()
     module, run, _ = trained(options.run, options.which)
@@ -783,7 +784,8 @@ def sample(options:Sample
     folder = RunFolder(out)
     folder.begin(options.settings(), None, options.resume, None, drawn_by, options.dry_run)
     with described(folder, options, module) as folder:
-        if folder.result: return folder.result
+        where = dict(folder=str(folder.path))
+        if folder.result: return folder.result | where
         x = run.pictures(module, n, cond, options.seed, n_steps=options.n_steps)
         file, nfe = folder/'samples.safetensors', calls_of(module, options.n_steps)
         said = dict(labels=cond) if classes else {}
@@ -791,7 +793,7 @@ def sample(options:Sample
         save_state(file, dict(samples=x) | said)
         named = [texts[c] for c in classes] if texts else classes
         samples_figure(folder, x, named, f'{len(x)} samples, {nfe} network call{"s" * (nfe > 1)} each')
-        return folder.finish(dict(samples=file.name, figure='figures/samples.png', nfe=nfe))
+        return folder.finish(dict(samples=file.name, figure='figures/samples.png', nfe=nfe)) | where
 
 # %% ../nbs/43_stages.ipynb #5c8d591c
 def sheet(x:torch.Tensor, # pictures `(n, 3, H, W)`, as many of each prompt
@@ -912,7 +914,7 @@ def teacher_and_data(options:Check|Compare,
 
 # %% ../nbs/43_stages.ipynb #43c0ed02
 def check(options:Check
-         )->dict: # `error`, in units of a simple answer's, and `figure`
+         )->dict: # `error`, in units of a simple answer's; `folder`, and `figure` in it
     "Find out whether a teacher behaves like a denoiser of its data, before anything is distilled."
     options.check()
     folder, module, source = teacher_and_data(options, 'TEACHER', True)
@@ -929,9 +931,10 @@ def check(options:Check
     folder.figure('check.png', filmstrip([*found.frames.values()], [*found.frames], width=3))
     say_classes(module)
     print(found)
-    if found.good: return dict(error=round(found.readings['as given'], 4), figure='figures/check.png')
+    error, figure = round(found.readings['as given'], 4), 'figures/check.png'
+    if found.good: return dict(error=error, folder=str(folder.path), figure=figure)
     raise ValueError(f"{options.teacher} does not behave like a denoiser of these samples: see above, and "
-                     "figures/check.png in it")
+                     f"{folder/figure}")
 
 # %% ../nbs/43_stages.ipynb #5fb16e00
 def load_own(folder:Path, # run folder of `pretrain` or `import`
