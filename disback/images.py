@@ -407,7 +407,7 @@ def _judge(self:Images, broken, new): # `{name: why}`, `{name: bytes}`
     try:
         for name, why in broken.items(): self._leave_out(name, why)
     except ValueError as error:
-        count = f'{len(broken)} of the {len(broken) + len(new)} looked at are so'
+        count = f'of {len(broken) + len(new)} looked at, {len(broken)} cannot be read'
         raise ValueError('; '.join([str(error), count, *[unlike] * bool(unlike)])) from None
     if unlike: raise ValueError(unlike)
 

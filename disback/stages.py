@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'tell_time', 'train', 'source_of',
-           'bundled', 'resizable', 'named_again', 'allowed', 'judge_for', 'quality', 'judge_of', 'curves',
-           'path_figure', 'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described', 'options_of',
-           'pretrain', 'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_',
+           'bundled', 'resizable', 'named_again', 'allowed', 'judge_for', 'quality', 'warn_of_few', 'judge_of',
+           'curves', 'path_figure', 'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described',
+           'options_of', 'pretrain', 'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_',
            'labels_like', 'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of',
            'best_of', 'lag_of', 'follow', 'check_batch', 'backtrack', 'trained', 'say_classes', 'classes_of',
            'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'measured', 'evaluate',
@@ -14,7 +14,7 @@ __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 
            'do']
 
 # %% ../nbs/43_stages.ipynb #43aa0001
-import math, os, platform, shlex, time
+import math, os, platform, shlex, time, warnings
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from datetime import datetime
@@ -43,10 +43,11 @@ from .edges import check_denoiser
 from .edm import edm_network, load_edm
 from .engine import Engine
 from .evaluation import (Draw, class_accuracy, clip_score, digit_classifier, embed, inception,
-                                load_clip, load_statistics, measure_samples, save_statistics, statement)
+                                load_clip, load_statistics, measure_samples, save_statistics, statement,
+                                too_few)
 from .files import digest, file_digest, save_state, whole, write_json
 from .folders import RunFolder, load_path
-from .metrics import Judge, modes_of
+from .metrics import Judge, features_for, modes_of
 from .networks import (Guided, MultiStep, OneStep, ResMLP, UNet, check_null, device_of, in_words,
                               seeded)
 from .openai import load_openai, published
@@ -212,6 +213,15 @@ def quality(x:torch.Tensor, # generated samples `(n, *dims)`
            )->dict:         # a row
     "All that a judge says of samples, against held-out ones."
     return dict(nfe=nfe) | {name: round(value, 4) for name, value in judge_for(data, seed)(x).items()}
+
+# %% ../nbs/43_stages.ipynb #43d80002
+def warn_of_few(data:Data # to be trained on
+               )->None:
+    "Warn if a student could not be measured by the images that are held out."
+    if kind_of(data.shape) == 'points': return
+    n_features = features_for(data.shape)(data.held_out(1)).shape[1]
+    said = too_few(len(data.held_out(n_features + 1)), n_features)
+    if said: warnings.warn(f'few images of {data.name} are held out, for measuring: {said}')
 
 # %% ../nbs/43_stages.ipynb #8b7b86ce
 def judge_of(source:dict|None,    # arguments of `load_data`
@@ -391,6 +401,7 @@ def pretrain(options:Pretrain
     options.check()
     named = options.data, options.labels, options.size, options.channels
     data = load_data(*named, skip_broken=options.skip_broken_images)
+    warn_of_few(data)
     source = source_of(*named, options.skip_broken_images, data)
     engine = engine_of(options.compute, shape=data.shape)
     options = options.filled(kind_of(data.shape))
