@@ -421,7 +421,7 @@ def measured(self:Yardstick, embedded)->dict: # what `embed` returned of a sampl
     if p is None: return row
     return row | dict(zip(('inception_score', 'inception_score_deviation'), inception_score(p, self.splits)))
 
-# %% ../nbs/32_evaluation.ipynb #86bf70fe
+# %% ../nbs/32_evaluation.ipynb #21372379
 def too_few(n:int,          # samples of the smaller side
             n_features:int, # of each
             near:bool=True, # whether precision and recall are measured too
