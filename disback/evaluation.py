@@ -6,7 +6,7 @@
 __all__ = ['MOST', 'LARGEST', 'RunningMoments', 'own_rows', 'summed', 'joined', 'joined_moments', 'check_statistics',
            'save_statistics', 'read_array', 'load_statistics', 'quantised', 'Inception', 'inception_file', 'inception',
            'InceptionScore', 'inception_score', 'noise_rows', 'Draw', 'looked_at', 'embed', 'take_reference',
-           'Yardstick', 'over_seeds', 'conditions', 'measure_samples', 'statement', 'class_accuracy',
+           'Yardstick', 'too_few', 'over_seeds', 'conditions', 'measure_samples', 'statement', 'class_accuracy',
            'digit_classifier', 'Clip', 'load_clip', 'clip_score']
 
 # %% ../nbs/32_evaluation.ipynb #429a5ee8
@@ -421,14 +421,24 @@ def measured(self:Yardstick, embedded)->dict: # what `embed` returned of a sampl
     if p is None: return row
     return row | dict(zip(('inception_score', 'inception_score_deviation'), inception_score(p, self.splits)))
 
+# %% ../nbs/32_evaluation.ipynb #21372379
+def too_few(n:int,          # samples of the smaller side
+            n_features:int, # of each
+            near:bool=True, # whether precision and recall are measured too
+           )->str|None:     # None: there are enough
+    "Say what is wrong with measures of so few samples."
+    if n > n_features: return None
+    also = ', and precision and recall of so few are not to be trusted' * near
+    return (f'{n} samples of {n_features} features have a singular covariance: the distance is far too large'
+            + also)
+
 # %% ../nbs/32_evaluation.ipynb #86bf7100
 @patch
 def doubts(self:Yardstick, n)->list: # samples -> sentences
     "What speaks against the distance of so many samples."
     least = min(n, self.about['reference_size'] or n)
-    if self.name == 'energy' or least > self.n_features: return []
-    return [f'{least} samples of {self.n_features} features have a singular covariance: the distance is far '
-            'too large']
+    said = too_few(least, self.n_features, self.k is not None)
+    return [said] * (self.name != 'energy' and said is not None)
 
 # %% ../nbs/32_evaluation.ipynb #2cccebca
 def over_seeds(rows:Sequence[dict] # `{measure: number}` of each seed

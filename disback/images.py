@@ -75,17 +75,24 @@ def to_pixels(image:Image.Image,      # a PIL image
     return _as_bytes(image, size, channels, resample).float() / 127.5 - 1
 
 # %% ../nbs/02_images.ipynb #deab3391
+def _unlike(seen): # pairs of an image's name and its shape `(C, H, W)` -> '' if all have one
+    "In what images differ, and what brings all to one shape."
+    wrong = []
+    for part, word, mend in [(slice(1), 'channels', '`channels=1` or `channels=3`'),
+                             (slice(1, None), 'pixels', '`size=`')]:
+        first = {}
+        for name, shape in seen: first.setdefault(' x '.join(map(str, shape[part])), printable(name))
+        (a, one), (b, other), *_ = [*first.items(), ('', '')]
+        if other: wrong.append(f"{one} has {a} {word} and {other} has {b} (bring all to one by {mend})")
+    return wrong and f"images must have one shape, but {'; '.join(wrong)}"
+
 def check_fit(shape:tuple,     # of an image, `(C, H, W)`
               name:str,        # what it is called
               first:tuple,     # shape that it must have
               first_name:str): # what the image of that shape is called
     "Raise if an image's shape differs from that of the first."
-    for part, word, mend in [(slice(1), 'channels', '`channels=1` or `channels=3`'),
-                             (slice(1, None), 'pixels', '`size=`')]:
-        wanted, found = [' x '.join(map(str, of[part])) for of in (first, shape)]
-        if wanted != found:
-            raise ValueError(f"images must have one shape, but {printable(first_name)} has {wanted} {word} "
-                             f"and {printable(name)} has {found}: give {mend} to bring all to one")
+    if said := _unlike([(first_name, first), (name, shape)]): raise ValueError(said)
+
 
 # %% ../nbs/02_images.ipynb #7764d0a9
 IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'QOI')
@@ -376,8 +383,8 @@ def _leave_out(self:Images, name, why):
     broken, file = self.source.broken, printable(f'{self.source.source}/{name}')
     if name in broken: return # by another thread
     if len(broken) >= self._skip:
-        raise ValueError(f"cannot read {file} as an image ({why}): repair it, or let such images be left "
-                         f"out, up to a number of them (skip_broken, now {self._skip})")
+        raise ValueError(f"cannot read {file} as an image ({why}): repair it or take it away (or have so "
+                         f"many left out by `skip_broken=`, now {self._skip})")
     broken[name] = why
     warnings.warn(f"cannot read {file} as an image ({why}): left out, as {len(broken)} of {self._skip}")
 
@@ -392,17 +399,27 @@ def _instead(self:Images, i): # -> a name
 
 # %% ../nbs/02_images.ipynb #c1d20003
 @patch
+def _judge(self:Images, broken, new): # `{name: why}`, `{name: bytes}`
+    "Leave out broken images, compare the others, and say all that is wrong at once."
+    seen = [(name, tuple(x.shape)) for name, x in new.items()]
+    self._first = self._first or next(iter(seen), None)
+    unlike = seen and _unlike([self._first, *seen])
+    try:
+        for name, why in broken.items(): self._leave_out(name, why)
+    except ValueError as error:
+        count = f'of {len(broken) + len(new)} looked at, {len(broken)} cannot be read'
+        raise ValueError('; '.join([str(error), count, *[unlike] * bool(unlike)])) from None
+    if unlike: raise ValueError(unlike)
+
+@patch
 def _bytes(self:Images, at):
     "Images by their numbers as bytes `(n, C, H, W)`."
     found = ChainMap({}, self._kept)
     while missing := [*dict.fromkeys(name for name in map(self._instead, at) if name not in found)]:
         with ThreadPoolExecutor(self._threads) as pool: tried = [*pool.map(self._decode, missing)]
-        for name, x in zip(missing, tried):
-            if isinstance(x, str): self._leave_out(name, x)
-            else: found[name] = x
+        found.update({name: x for name, x in zip(missing, tried) if not isinstance(x, str)})
+        self._judge({name: x for name, x in zip(missing, tried) if isinstance(x, str)}, found.maps[0])
     for name, x in found.maps[0].items():
-        self._first = self._first or (tuple(x.shape), name)
-        check_fit(tuple(x.shape), name, *self._first)
         if (len(self._kept) + 1) * x.numel() <= self._memory: self._kept[name] = x
     if not at: return torch.empty((0, *self.shape), dtype=torch.uint8)
     return torch.stack([found[self._instead(i)] for i in at])

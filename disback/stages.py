@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'tell_time', 'train', 'source_of',
-           'bundled', 'resizable', 'allowed', 'judge_for', 'quality', 'judge_of', 'curves', 'path_figure',
-           'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described', 'options_of', 'pretrain',
-           'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_', 'labels_like',
-           'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of', 'best_of', 'lag_of',
-           'follow', 'check_batch', 'backtrack', 'trained', 'say_classes', 'classes_of', 'check_prompts', 'asked',
-           'sample', 'sheet', 'samples_figure', 'more_of', 'measured', 'evaluate', 'data_to_meet', 'teacher_and_data',
-           'check', 'load_own', 'own_tasks', 'check_new', 'statistics', 'export_', 'do']
+           'bundled', 'resizable', 'named_again', 'allowed', 'judge_for', 'quality', 'warn_of_few', 'judge_of',
+           'curves', 'path_figure', 'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described',
+           'options_of', 'pretrain', 'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_',
+           'labels_like', 'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of',
+           'best_of', 'lag_of', 'follow', 'check_batch', 'backtrack', 'trained', 'say_classes', 'classes_of',
+           'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'measured', 'evaluate',
+           'data_to_meet', 'teacher_and_data', 'check', 'load_own', 'own_tasks', 'check_new', 'statistics', 'export_',
+           'do']
 
 # %% ../nbs/43_stages.ipynb #43aa0001
-import math, os, platform, shlex, time
+import math, os, platform, shlex, time, warnings
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from datetime import datetime
@@ -42,10 +43,11 @@ from .edges import check_denoiser
 from .edm import edm_network, load_edm
 from .engine import Engine
 from .evaluation import (Draw, class_accuracy, clip_score, digit_classifier, embed, inception,
-                                load_clip, load_statistics, measure_samples, save_statistics, statement)
+                                load_clip, load_statistics, measure_samples, save_statistics, statement,
+                                too_few)
 from .files import digest, file_digest, save_state, whole, write_json
 from .folders import RunFolder, load_path
-from .metrics import Judge, modes_of
+from .metrics import Judge, features_for, modes_of
 from .networks import (Guided, MultiStep, OneStep, ResMLP, UNet, check_null, device_of, in_words,
                               seeded)
 from .openai import load_openai, published
@@ -171,6 +173,12 @@ def resizable(name:str # of data
     "Whether data can be had in other sizes and channels: letters, and images from files."
     return name == 'glyphs' or not bundled(name)
 
+def named_again(source:dict|None # of a run folder
+               )->str:           # '' if nothing need be said
+    "The option by which a command names a run's data again; those that come with the library need none."
+    if source is None or bundled(source['name']): return ''
+    return f"--data {printable(shlex.quote(source['name']))}"
+
 # %% ../nbs/43_stages.ipynb #5c430002
 def allowed(folder:RunFolder, # of a run
             given:str|None,   # `--data` of this command
@@ -182,7 +190,7 @@ def allowed(folder:RunFolder, # of a run
     name = source['name']
     if given is None and not bundled(name):
         raise ValueError(f"{folder.path} names data that are not part of this library, and nothing is read "
-                         f"because a file says so: repeat the option, --data {printable(name)}")
+                         f"because a file says so: repeat the option, {named_again(source)}")
     named = full_name(given) if given else name
     if named != name and not source.get('fingerprint'):
         raise ValueError(f"{folder.path} was made with the data {printable(name)}, --data names {named}: "
@@ -205,6 +213,15 @@ def quality(x:torch.Tensor, # generated samples `(n, *dims)`
            )->dict:         # a row
     "All that a judge says of samples, against held-out ones."
     return dict(nfe=nfe) | {name: round(value, 4) for name, value in judge_for(data, seed)(x).items()}
+
+# %% ../nbs/43_stages.ipynb #43d80002
+def warn_of_few(data:Data # to be trained on
+               )->None:
+    "Warn if a student could not be measured by the images that are held out."
+    if kind_of(data.shape) == 'points': return
+    n_features = features_for(data.shape)(data.held_out(1)).shape[1]
+    said = too_few(len(data.held_out(n_features + 1)), n_features)
+    if said: warnings.warn(f'few images of {data.name} are held out, for measuring: {said}')
 
 # %% ../nbs/43_stages.ipynb #8b7b86ce
 def judge_of(source:dict|None,    # arguments of `load_data`
@@ -335,6 +352,7 @@ def write_about(folder:RunFolder, # begun
     began = f'{datetime.now().astimezone():%Y-%m-%d %H:%M %z}'
     lines = [f'# disback {options.name}', f'    {command_of(options, out=options.out)}',
              f'Begun {began} with {versions}; threads: {torch.get_num_threads()}.',
+             'The folder may hold:',
              *[f'- `{name}`: {what}' for name, (what, by) in FILES.items()
                if not by or options.name in by.split()]]
     with whole(folder/'README.md') as tmp: tmp.write_text('\n\n'.join(map(printable, lines)) + '\n')
@@ -383,6 +401,7 @@ def pretrain(options:Pretrain
     options.check()
     named = options.data, options.labels, options.size, options.channels
     data = load_data(*named, skip_broken=options.skip_broken_images)
+    warn_of_few(data)
     source = source_of(*named, options.skip_broken_images, data)
     engine = engine_of(options.compute, shape=data.shape)
     options = options.filled(kind_of(data.shape))
@@ -754,7 +773,7 @@ def asked(module:nn.Module, # a student or a teacher
 
 # %% ../nbs/43_stages.ipynb #b6de29a8
 def sample(options:Sample
-          )->dict: # `samples` and `figure`, files in the folder, and `nfe`, network calls a sample
+          )->dict: # `folder`, `samples` and `figure` in it, and `nfe`, network calls a sample
     "Draw samples from a finished run."
     options.check()
     module, run, _ = trained(options.run, options.which)
@@ -776,7 +795,8 @@ def sample(options:Sample
     folder = RunFolder(out)
     folder.begin(options.settings(), None, options.resume, None, drawn_by, options.dry_run)
     with described(folder, options, module) as folder:
-        if folder.result: return folder.result
+        where = dict(folder=str(folder.path))
+        if folder.result: return folder.result | where
         x = run.pictures(module, n, cond, options.seed, n_steps=options.n_steps)
         file, nfe = folder/'samples.safetensors', calls_of(module, options.n_steps)
         said = dict(labels=cond) if classes else {}
@@ -784,7 +804,7 @@ def sample(options:Sample
         save_state(file, dict(samples=x) | said)
         named = [texts[c] for c in classes] if texts else classes
         samples_figure(folder, x, named, f'{len(x)} samples, {nfe} network call{"s" * (nfe > 1)} each')
-        return folder.finish(dict(samples=file.name, figure='figures/samples.png', nfe=nfe))
+        return folder.finish(dict(samples=file.name, figure='figures/samples.png', nfe=nfe)) | where
 
 # %% ../nbs/43_stages.ipynb #5c8d591c
 def sheet(x:torch.Tensor, # pictures `(n, 3, H, W)`, as many of each prompt
@@ -894,7 +914,8 @@ def teacher_and_data(options:Check|Compare,
     if folder.pipeline is not None:
         raise ValueError(f"{options.teacher} holds a text-to-image teacher, no data are its latents: "
                          "look at what it draws, `disback sample`")
-    module, broken = folder.network('teacher'), options.skip_broken_images
+    module, known = folder.network('teacher'), (folder.source or {}).get('skip_broken') or 0
+    broken = max(options.skip_broken_images, known)
     if options.data is not None:
         size = (module.shape[-1], module.shape[0]) if resizable(options.data) else (None, None)
         labels = labels and bool(getattr(module, 'n_classes', None))
@@ -904,7 +925,7 @@ def teacher_and_data(options:Check|Compare,
 
 # %% ../nbs/43_stages.ipynb #43c0ed02
 def check(options:Check
-         )->dict: # `error`, in units of a simple answer's, and `figure`
+         )->dict: # `error`, in units of a simple answer's; `folder`, and `figure` in it
     "Find out whether a teacher behaves like a denoiser of its data, before anything is distilled."
     options.check()
     folder, module, source = teacher_and_data(options, 'TEACHER', True)
@@ -921,9 +942,10 @@ def check(options:Check
     folder.figure('check.png', filmstrip([*found.frames.values()], [*found.frames], width=3))
     say_classes(module)
     print(found)
-    if found.good: return dict(error=round(found.readings['as given'], 4), figure='figures/check.png')
+    error, figure = round(found.readings['as given'], 4), 'figures/check.png'
+    if found.good: return dict(error=error, folder=str(folder.path), figure=figure)
     raise ValueError(f"{options.teacher} does not behave like a denoiser of these samples: see above, and "
-                     "figures/check.png in it")
+                     f"{folder/figure}")
 
 # %% ../nbs/43_stages.ipynb #5fb16e00
 def load_own(folder:Path, # run folder of `pretrain` or `import`
