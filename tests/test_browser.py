@@ -119,7 +119,7 @@ def server(tmp_path_factory):
         yield f"http://127.0.0.1:{port}/{{}}/{{}}.ipynb?token={token}&reset", folder
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(WAIT)
 
 
 @pytest.fixture(scope="module")
@@ -374,6 +374,16 @@ def steps(page):
     return sum(map(int, found)) if len(found) == 2 else 0
 
 
+def at_rest(page):
+    """Wait until the step count stays what it is for half a second; return it."""
+    def same():
+        before = steps(page)
+        page.wait_for_timeout(500)
+        return before == steps(page)
+    wait(same, "a step count at rest")
+    return steps(page)
+
+
 def rising(page, since):
     """Wait until the step count is greater than `since`; return it."""
     wait(lambda: steps(page) > since, f"more than {since} steps")
@@ -406,10 +416,7 @@ def test_lab_runs_pauses_steps_resets_saves_and_rests_when_closed(notebook, serv
 
     play.click()
     thread(server, "rests")
-    page.wait_for_timeout(300)    # what was said last may still be on its way
-    count = steps(page)
-    page.wait_for_timeout(500)
-    assert steps(page) == count
+    count = at_rest(page)    # what was said last may still be on its way
     press_button(page, re.compile("^step$"))
     assert rising(page, count) == count + 1
 
