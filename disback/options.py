@@ -60,11 +60,23 @@ def from_table(**table:Any # defaults, by option; one that depends on the data i
         return cls
     return decorate
 
-# %% ../nbs/40_options.ipynb #0cc31266
+# %% ../nbs/40_options.ipynb #0cc31265
 FREE = 'out', 'resume', 'compute', 'weights', 'jobs', 'measure_teacher', 'recipe', 'dry_run'    # on resuming
 READ = 'start', 'reference', 'weights', 'clip', 'prompts'    # files that must be there
 PICTURES = '.png', '.jpg', '.jpeg', '.webp', '.gif', '.svg', '.pdf'    # endings that no --out has
 
+def _check_places(options): # of a command
+    "Raise for a file that is not there, and for an --out that would be a picture."
+    for name in READ:
+        file = getattr(options, name, None)
+        if isinstance(file, Path) and not file.exists():
+            raise FileNotFoundError(f"there is no {file}: --{name} wants a file that is there")
+    out = getattr(options, 'out', None)
+    if isinstance(out, Path) and out.suffix.lower() in PICTURES:
+        raise ValueError(f"--out {out} names a picture, and none is written there: give another name; "
+                         "pictures lie in the folder figures of a run")
+
+# %% ../nbs/40_options.ipynb #0cc31266
 @dataclass(kw_only=True)
 class Options(Checked):
     "The options of a command."
@@ -83,14 +95,7 @@ class Options(Checked):
     def check(self)->None:
         "Raise a `ValueError` for a value that could only fail later."
         super().check()
-        for name in READ:
-            file = getattr(self, name, None)
-            if isinstance(file, Path) and not file.exists():
-                raise FileNotFoundError(f"there is no {file}: --{name} wants a file that is there")
-        out = getattr(self, 'out', None)
-        if isinstance(out, Path) and out.suffix.lower() in PICTURES:
-            raise ValueError(f"--out {out} names a picture, and none is written there: give another name; "
-                             "pictures lie in the folder figures of a run")
+        _check_places(self)
         if self.compute is not None: self.compute.check()
         network_config(self.network)
 
