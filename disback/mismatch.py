@@ -286,7 +286,7 @@ def show_field(a:Callable,   # a denoiser in the plane
     ax.set(xlim=limits, ylim=limits, aspect='equal')
     ax.tick_params(labelsize=7)
     title = title or f'$\\sigma$ = {float(sigma):.3g}'
-    return with_colorbar(ax, image, r'$\sigma\,\|s_a - s_b\|$ (units of the noise)', title)
+    return with_colorbar(ax, image, 'difference of the scores (units of the noise)', title)
 
 # %% ../nbs/30_mismatch.ipynb #995782d0
 def mismatch_map(a:Callable,      # a denoiser
@@ -485,7 +485,7 @@ def show_heat(record:MismatchRecorder|tuple, # or ascending steps `(k,)` and sig
         raise ValueError(f"values must be of shape (steps, sigmas), here {(len(steps), len(sigmas))}, "
                          f"got {tuple(values.shape)}")
     ax, (norm, cmap) = new_axes(ax, (5., 2.6)), heat_norm(values, vmin, vmax)
-    ax.set(yscale='log', xlabel='step', ylabel=r'$\sigma$ (data units)', facecolor='.75')
+    ax.set(yscale='log', xlabel='step', ylabel='σ (data units)', facecolor='.75')
     edges = [cell_edges(steps).numpy(), cell_edges(sigmas.log()).exp().numpy()]
     image = ax.pcolormesh(*edges, values.where(values != 0, math.nan).T.numpy(), norm=norm, cmap=cmap)
     for s in switches: ax.axvline(s, color='w', lw=1.2, ls='--')

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'SNUG', 'DOTS', 'PARTS_OF_A_GAP', 'PARTS', 'KINDS', 'PLACES', 'EXAMPLES', 'PLACED', 'NOBODY', 'CHOICES',
-           'slider', 'levels', 'dropdown', 'button', 'row', 'player', 'as_png', 'small', 'share_ticks', 'Board',
-           'show_score', 'PathStepper', 'check_recorder', 'MismatchExplorer', 'Moment', 'Racer', 'Race', 'is_cloud',
-           'Recording', 'read_recording', 'RaceReplay', 'Example', 'example', 'taught', 'DistillationLab', 'in_words',
-           'facts', 'plot_moment', 'pages_of', 'book_of', 'Gallery']
+           'slider', 'levels', 'dropdown', 'button', 'row', 'player', 'as_png', 'few_ticks', 'small', 'share_ticks',
+           'Board', 'show_score', 'PathStepper', 'check_recorder', 'MismatchExplorer', 'Moment', 'Racer', 'Race',
+           'is_cloud', 'Recording', 'read_recording', 'RaceReplay', 'Example', 'example', 'taught', 'DistillationLab',
+           'in_words', 'facts', 'plot_moment', 'pages_of', 'book_of', 'Gallery']
 
 # %% ../nbs/44_widgets.ipynb #051e93d1
 import base64, html, io, math, threading
@@ -23,7 +23,9 @@ import torch
 from ipyevents import Event
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from .backtracking import ARMS, Backtracking, backtracking_passes
 from .comparisons import data_of, start
 from .core import Table, check_calls, check_choice, check_number, check_that, defaults, patch
@@ -124,16 +126,28 @@ def as_png(size:tuple,    # inches
         places[n] = [ax.get_position(original=True) for ax in fig.axes]
     fig.set_layout_engine('none')
     for ax, place in zip(fig.axes, places[n]): ax.set_position(place)
-    FigureCanvasAgg(fig).print_png(file, pil_kwargs=dict(compress_level=2))
+    FigureCanvasAgg(fig).print_png(file, pil_kwargs=dict(compress_level=1))
     return file.getvalue()
+
+# %% ../nbs/44_widgets.ipynb #b1256ecb
+def few_ticks(axis:Axis # of a panel, drawn
+             )->None:
+    "Leave some four ticks with plain numbers: most of the time of a picture goes into ticks."
+    if isinstance(where := axis.get_major_locator(), MaxNLocator): where.set_params(nbins=4)
+    if axis.get_scale() != 'linear': axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axis.set_minor_locator(NullLocator())
+
 
 # %% ../nbs/44_widgets.ipynb #b1257eca
 def small(ax:Axes # of a panel, drawn
          )->None:
-    "Set title, ticks and, if there is one, the legend of a panel in small print."
-    ax.title.set_size(9)
+    "Set title, legend and a few ticks of a panel, and of its colour bar, in small print."
+    ax.set_title(ax.get_title(), size=9, y=1)    # where it is: it need not be fitted to the ticks
     ax.tick_params(labelsize=7)
-    for label in (ax.xaxis.label, ax.yaxis.label): label.set_size(8)
+    bars = [image.colorbar.ax.yaxis for image in (*ax.collections, *ax.images) if image.colorbar]
+    for axis in (ax.xaxis, ax.yaxis, *bars):
+        axis.label.set_size(8)
+        few_ticks(axis)
     if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
 
 # %% ../nbs/44_widgets.ipynb #b1258eca
@@ -291,7 +305,7 @@ def plot(self:PathStepper, fig:Figure, node:float, sigma:int)->None: # a state
     if lim: self.plot_score(axes['score'], denoiser, sigma, node)
     else: self.plot_denoised(axes['score'], denoiser, sigma)
     self.plot_drift(axes['drift'], node)
-    for name in ('score', 'drift'): small(axes[name])
+    for ax in axes.values(): small(ax)
     if lim: share_ticks([*axes.values()][:-1])
 
 # %% ../nbs/44_widgets.ipynb #8efc329c
@@ -346,8 +360,8 @@ class MismatchExplorer(Board):
     "Step through a recorded run: where the mismatch is, at which noise levels, and when."
     size = 11., 3.4
     alt = ('Left: where the target would send the noised samples of the student (orange), and in grey how '
-           'strongly (s_a: the score of the target, s_b: of the student). Middle: the square of that, by '
-           'noise level. Right: over the run; red: here; white, dashed: a new target.')
+           'strongly. Middle: the square of that, by noise level. Right: over the run; red: here; white, '
+           'dashed: a new target.')
     def __init__(self,
                  recorder:MismatchRecorder, # one that has followed a run, with `keep_samples=True`
                  path:DegradationPath|None=None, # the path that was walked; None: the teacher alone
@@ -375,7 +389,7 @@ class MismatchExplorer(Board):
         show_heat(self.recorder, quantity, heat)
         heat.axvline(self.recorder.steps[step], color='r', lw=1)
         heat.axhline(sigma, color='r', lw=1)
-        for ax in (curve, heat): small(ax)
+        for ax in (where, curve, heat): small(ax)
 
 # %% ../nbs/44_widgets.ipynb #e6987aa6
 @patch
@@ -611,7 +625,7 @@ def draw(self:Recording,
     curves.axhline(defaults('compare').threshold, color='.6', lw=1, ls=':')
     curves.set(xlim=(0, self.budget), yscale='log', ylim=(.03, None),
                xlabel='forward passes, stage 1 included', ylabel='energy distance (data units)')
-    small(curves)
+    for ax in (*panels, curves): small(ax)
 
 # %% ../nbs/44_widgets.ipynb #89085fd9
 @patch
