@@ -1,5 +1,6 @@
 """What somebody meets first: one import, a name that is misspelt, help at the cursor."""
 import ast
+import contextlib
 import os
 import pkgutil
 import re
@@ -153,21 +154,22 @@ def test_the_shell_completes_commands(capsys, tmp_path):
     assert done.stdout.split() == ["degrade"], done.stderr
 
 
-def test_progress_in_a_file_is_whole_lines_that_go_on_where_a_run_stands(tmp_path):
-    code = "import sys, disback.runs as r; r.PAUSE = 0; from disback.cli import main; main(sys.argv[1:])"
-    call = [sys.executable, "-c", code, "pretrain", "--data", "ring", "--n-steps", "40", "--out", "teacher"]
+def test_progress_in_a_file_is_whole_lines_that_go_on_where_a_run_stands(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("disback.runs.PAUSE", 0)
 
     def said(*more, shown="1"):
-        env = ENV | {"DISBACK_PROGRESS": shown}
-        return subprocess.run([*call, *more], cwd=tmp_path, env=env, capture_output=True, timeout=120).stderr
+        monkeypatch.setenv("DISBACK_PROGRESS", shown)
+        with contextlib.suppress(SystemExit):
+            main(["pretrain", "--data", "ring", "--n-steps", "40", "--out", "teacher", *more])
+        return capsys.readouterr().err
 
-    whole = said().decode()
+    whole = said()
     assert "\r" not in whole and len(whole.splitlines()) == 10
     assert whole.splitlines()[0].startswith("teacher: 4 of 40 (10 %), ")
-    assert said("--out", "silent", shown="0") == b""
-    stop = "import disback.runs as r; r.Run.changes = lambda run: 1 / (run.step < 21); "
-    call[2] = stop + code
-    broken = said("--out", "resumed").decode()
-    assert "teacher: 20 of 40" in broken
-    call[2] = code
-    assert said("--out", "resumed", "--resume").decode().startswith("teacher: 24 of 40 (60 %), ")
+    assert said("--out", "silent", shown="0") == ""
+    with monkeypatch.context() as broken:
+        broken.setattr("disback.runs.Run.changes", lambda run: 1 / (run.step < 21))
+        with pytest.raises(ZeroDivisionError): said("--out", "resumed")
+    assert "teacher: 20 of 40" in capsys.readouterr().err
+    assert said("--out", "resumed", "--resume").startswith("teacher: 24 of 40 (60 %), ")
