@@ -26,8 +26,11 @@ def __getattr__(name):
         if error.name != f"{__name__}.{name}": raise
     from difflib import get_close_matches
     from pkgutil import iter_modules
+    from ._modidx import d as index
+    rooms = [room for room, names in index["syms"].items() if f"{room}.{name}" in names]
     near = get_close_matches(name, [*__all__, *(m.name for m in iter_modules(__path__))], 1)
     other = f"the nearest is {near[0]!r}" if near else "other names are in its modules, such as disback.plots"
+    if rooms: other = f"say `from {rooms[0]} import {name}`"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {other}")
 
 def __dir__(): return [*__all__, "__version__"]

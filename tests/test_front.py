@@ -55,6 +55,8 @@ def test_a_misspelt_name_is_answered_with_the_nearest_one():
             getattr(disback, wrong)
     with pytest.raises(AttributeError, match="other names are in its modules, such as disback.plots"):
         disback.qqq
+    with pytest.raises(AttributeError, match="say `from disback.samplers import heun_step`"):
+        disback.heun_step
 
 
 def test_what_type_checkers_read_is_what_is_imported():

@@ -176,7 +176,7 @@ def commands(uninterrupted, tmp_path_factory):
     save_tensors(inputs / "weights.safetensors", edm_network(**NETWORK).state_dict())
     compare = ["compare", "--tasks", "ring-near", "--arms", "disback:record=5:nodes=2", "diff-instruct"]
     return {name: [name, *map(str, args)] for name, args in dict(
-        pretrain=["--data", "ring", "--n-steps", 40], degrade=["--teacher", uninterrupted / "teacher"],
+        pretrain=["--data", "ring", "--n-steps", 40], degrade=["--teacher", uninterrupted / "teacher", "--n-steps", 30],
         backtrack=["--path", uninterrupted / "path", "--n-steps", 40, "--eval-every", 8, "--eval-n", 50],
         sample=["--run", uninterrupted / "student", "--n", 4000],
         evaluate=["--n", 400], compare=[*compare[1:], "--seeds", 0, 1, "--budget", 100],
@@ -237,7 +237,7 @@ def test_kills_of_every_command(n, commands, uninterrupted, tmp_path):
 @pytest.mark.parametrize("n", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_pairs_of_processes_on_one_folder(n, uninterrupted, tmp_path):
     """The second is refused in one sentence, the first ends as if it had been alone."""
-    args = "degrade", "--teacher", uninterrupted / "teacher", "--n-steps", "100", "--out"
+    args = "degrade", "--teacher", uninterrupted / "teacher", "--n-steps", "40", "--out"
     for i in range(n):
         first = start(*args, tmp_path / f"{i}")
         wait_for(tmp_path / f"{i}" / "config.json", first)
