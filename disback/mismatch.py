@@ -286,7 +286,7 @@ def show_field(a:Callable,   # a denoiser in the plane
     ax.set(xlim=limits, ylim=limits, aspect='equal')
     ax.tick_params(labelsize=7)
     title = title or f'$\\sigma$ = {float(sigma):.3g}'
-    return with_colorbar(ax, image, 'difference of the scores (units of the noise)', title)
+    return with_colorbar(ax, image, 'difference (units of the noise)', title)
 
 # %% ../nbs/30_mismatch.ipynb #995782d0
 def mismatch_map(a:Callable,      # a denoiser
