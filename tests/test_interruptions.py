@@ -176,7 +176,8 @@ def commands(uninterrupted, tmp_path_factory):
     save_tensors(inputs / "weights.safetensors", edm_network(**NETWORK).state_dict())
     compare = ["compare", "--tasks", "ring-near", "--arms", "disback:record=5:nodes=2", "diff-instruct"]
     return {name: [name, *map(str, args)] for name, args in dict(
-        pretrain=["--data", "ring", "--n-steps", 40], degrade=["--teacher", uninterrupted / "teacher", "--n-steps", 30],
+        pretrain=["--data", "ring", "--n-steps", 40],
+        degrade=["--teacher", uninterrupted / "teacher", "--n-steps", 30],
         backtrack=["--path", uninterrupted / "path", "--n-steps", 40, "--eval-every", 8, "--eval-n", 50],
         sample=["--run", uninterrupted / "student", "--n", 4000],
         evaluate=["--n", 400], compare=[*compare[1:], "--seeds", 0, 1, "--budget", 100],
