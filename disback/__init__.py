@@ -25,12 +25,13 @@ def __getattr__(name):
     except ModuleNotFoundError as error:
         if error.name != f"{__name__}.{name}": raise
     from difflib import get_close_matches
+    from pathlib import Path
     from pkgutil import iter_modules
-    from ._modidx import d as index
-    rooms = [room for room, names in index["syms"].items() if f"{room}.{name}" in names]
+    def offered(module): return Path(__path__[0], f"{module}.py").read_text(encoding="utf-8").partition("]")[0]
+    rooms = [m.name for m in iter_modules(__path__) if repr(name) in offered(m.name)]    # in its `__all__`
     near = get_close_matches(name, [*__all__, *(m.name for m in iter_modules(__path__))], 1)
     other = f"the nearest is {near[0]!r}" if near else "other names are in its modules, such as disback.plots"
-    if rooms: other = f"say `from {rooms[0]} import {name}`"
+    if rooms: other = f"say `from {__name__}.{rooms[0]} import {name}`"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {other}")
 
 def __dir__(): return [*__all__, "__version__"]

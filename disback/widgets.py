@@ -305,7 +305,7 @@ def plot(self:PathStepper, fig:Figure, node:float, sigma:int)->None: # a state
     if lim: self.plot_score(axes['score'], denoiser, sigma, node)
     else: self.plot_denoised(axes['score'], denoiser, sigma)
     self.plot_drift(axes['drift'], node)
-    for ax in axes.values(): small(ax)
+    for name in ('teacher', 'score', 'drift'): small(axes[name])
     if lim: share_ticks([*axes.values()][:-1])
 
 # %% ../nbs/44_widgets.ipynb #8efc329c
@@ -625,7 +625,7 @@ def draw(self:Recording,
     curves.axhline(defaults('compare').threshold, color='.6', lw=1, ls=':')
     curves.set(xlim=(0, self.budget), yscale='log', ylim=(.03, None),
                xlabel='forward passes, stage 1 included', ylabel='energy distance (data units)')
-    for ax in (*panels, curves): small(ax)
+    for ax in (panels[0], curves): small(ax)
 
 # %% ../nbs/44_widgets.ipynb #89085fd9
 @patch

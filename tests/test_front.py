@@ -1,6 +1,5 @@
 """What somebody meets first: one import, a name that is misspelt, help at the cursor."""
 import ast
-import contextlib
 import os
 import pkgutil
 import re
@@ -162,8 +161,7 @@ def test_progress_in_a_file_is_whole_lines_that_go_on_where_a_run_stands(tmp_pat
 
     def said(*more, shown="1"):
         monkeypatch.setenv("DISBACK_PROGRESS", shown)
-        with contextlib.suppress(SystemExit):
-            main(["pretrain", "--data", "ring", "--n-steps", "40", "--out", "teacher", *more])
+        main(["pretrain", "--data", "ring", "--n-steps", "40", "--out", "teacher", *more])
         return capsys.readouterr().err
 
     whole = said()
