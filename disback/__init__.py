@@ -27,8 +27,9 @@ def __getattr__(name):
     from difflib import get_close_matches
     from pathlib import Path
     from pkgutil import iter_modules
-    def offered(module): return Path(__path__[0], f"{module}.py").read_text(encoding="utf-8").partition("]")[0]
-    rooms = [m.name for m in iter_modules(__path__) if repr(name) in offered(m.name)]    # in its `__all__`
+    files = [Path(__path__[0], f"{module.name}.py") for module in iter_modules(__path__)]
+    rooms = [file.stem for file in files    # those that have it in their `__all__`
+             if repr(name) in file.read_text(encoding="utf-8").partition("]")[0]]
     near = get_close_matches(name, [*__all__, *(m.name for m in iter_modules(__path__))], 1)
     other = f"the nearest is {near[0]!r}" if near else "other names are in its modules, such as disback.plots"
     if rooms: other = f"say `from {__name__}.{rooms[0]} import {name}`"
