@@ -133,10 +133,10 @@ def as_png(size:tuple,    # inches
 def few_ticks(axis:Axis # of a panel, drawn
              )->None:
     "Leave some four ticks with plain numbers: most of the time of a picture goes into ticks."
-    if isinstance(where := axis.get_major_locator(), MaxNLocator): where.set_params(nbins=4)
+    locator = axis.get_major_locator()
+    if isinstance(locator, MaxNLocator): locator.set_params(nbins=4)
     if axis.get_scale() != 'linear': axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
     axis.set_minor_locator(NullLocator())
-
 
 # %% ../nbs/44_widgets.ipynb #b1257eca
 def small(ax:Axes # of a panel, drawn

@@ -96,11 +96,11 @@ def test_a_step_costs_what_the_plan_says(lora, guided, anew):
 
 
 # Each case on one of the two networks, in turn, and each pair of a choice and a network; the others on demand
-KINDS = [pytest.param(kind, *case, marks=[pytest.mark.slow] * ((sum(case) + i) % 2))
-         for i, kind in enumerate(["sd", "sdxl"]) for case in CASES]
+HELD = [pytest.param(kind, *case, marks=[pytest.mark.slow] * ((sum(case) + i) % 2))
+        for i, kind in enumerate(["sd", "sdxl"]) for case in CASES]
 
 
-@pytest.mark.parametrize("kind, lora, guided, anew", KINDS)
+@pytest.mark.parametrize("kind, lora, guided, anew", HELD)
 def test_a_step_holds_what_the_plan_says(kind, lora, guided, anew):
     """All tensors that are alive: weights and moments, and at the peak of a step gradients and activations;
     not what kernels use inside."""
