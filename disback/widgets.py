@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'SNUG', 'DOTS', 'PARTS_OF_A_GAP', 'PARTS', 'KINDS', 'PLACES', 'EXAMPLES', 'PLACED', 'NOBODY', 'CHOICES',
-           'slider', 'levels', 'dropdown', 'button', 'row', 'player', 'as_png', 'few_ticks', 'small', 'share_ticks',
+           'slider', 'levels', 'dropdown', 'button', 'row', 'player', 'Sheet', 'few_ticks', 'small', 'share_ticks',
            'Board', 'show_score', 'PathStepper', 'check_recorder', 'MismatchExplorer', 'Moment', 'Racer', 'Race',
            'is_cloud', 'Recording', 'read_recording', 'RaceReplay', 'Example', 'example', 'taught', 'DistillationLab',
            'in_words', 'facts', 'plot_moment', 'pages_of', 'book_of', 'Gallery']
@@ -19,7 +19,9 @@ from time import monotonic, sleep
 from types import NoneType
 from typing import Any, Callable, Iterator, NamedTuple
 import ipywidgets as w
+import numpy as np
 import torch
+from PIL import Image
 from ipyevents import Event
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -113,20 +115,65 @@ def player(slider:w.SelectionSlider, # what it moves
 # %% ../nbs/44_widgets.ipynb #b1256eca
 DOTS = 160 # an inch, twice those of most screens: a picture stays sharp where it is enlarged
 
-def as_png(size:tuple,    # inches
-           plot:Callable, # `(figure)`: draws on it
-           places:dict|None=None, # `{panels: where they lie}`, found for the first and kept; None: anew
-          )->bytes:
-    "What `plot` draws, as a PNG."
-    fig, file = Figure(size, dpi=DOTS, layout='constrained'), io.BytesIO()
-    places = {} if places is None else places
-    plot(fig)
-    if (n := len(fig.axes)) not in places:
-        for _ in range(2): fig.draw_without_rendering()    # panels of equal aspect move once more
-        places[n] = [ax.get_position(original=True) for ax in fig.axes]
-    fig.set_layout_engine('none')
-    for ax, place in zip(fig.axes, places[n]): ax.set_position(place)
-    FigureCanvasAgg(fig).print_png(file, pil_kwargs=dict(compress_level=1))
+class Sheet(Figure):
+    "A figure for one picture after another: panels and colour bars stay, what is in them does not."
+    def __init__(self, size:tuple): # inches
+        super().__init__(size, dpi=DOTS)
+        self.panels, self.bars = {}, {} # `{what was asked for: panels}`, `{panel: colour bar}`
+
+    def keep(self,
+             make:Callable, # panels of `asked`
+             *asked, **options):
+        "The panels of before, if they were asked for alike; else new ones, and only these."
+        if (key := str((asked, options))) not in self.panels:
+            self.clear()
+            self.set_layout_engine('constrained', wspace=.05)    # numbers may grow
+            self.panels, self.bars = {key: make(*asked, **options)}, {}
+        return self.panels[key]
+
+    def subplots(self, *shape, **options): # as matplotlib's
+        "Panels side by side."
+        return self.keep(super().subplots, *shape, **options)
+
+    def subplot_mosaic(self, *names, **options): # as matplotlib's
+        "Panels by name."
+        return self.keep(super().subplot_mosaic, *names, **options)
+
+    def colorbar(self, image, ax, **options): # as matplotlib's
+        "A colour bar beside a panel."
+        if ax not in self.bars: self.bars[ax] = super().colorbar(image, ax=ax, **options)
+        image.colorbar = bar = self.bars[ax]
+        bar.update_normal(image)
+        bar.set_label(options.get('label', ''))
+        return bar
+
+# %% ../nbs/44_widgets.ipynb #b1256ebb
+@patch
+def empty(self:Sheet)->None:
+    "Take out of the panels what was drawn; colours begin anew, limits are free."
+    for ax in {*self.axes} - {bar.ax for bar in self.bars.values()}:
+        if ax.get_legend(): ax.get_legend().remove()
+        for kind in (ax.collections, ax.images, ax.lines, ax.patches, ax.texts):
+            for artist in [*kind]: artist.remove()
+        ax.set_prop_cycle(None)
+        ax.relim()
+        ax.autoscale()
+
+@patch
+def png(self:Sheet,
+        plot:Callable, # `(sheet)`: draws on it
+       )->bytes:
+    "What `plot` draws, as a PNG; new panels are laid out first."
+    self.empty()
+    before, file = self.axes, io.BytesIO()
+    plot(self)
+    if self.axes != before:
+        for _ in range(2): self.draw_without_rendering()    # panels of equal aspect move once more
+        self.set_layout_engine('none')
+    canvas = FigureCanvasAgg(self)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]    # nothing is transparent
+    Image.fromarray(pixels).save(file, 'png', compress_level=1)
     return file.getvalue()
 
 # %% ../nbs/44_widgets.ipynb #b1256ecb
@@ -134,7 +181,7 @@ def few_ticks(axis:Axis # of a panel, drawn
              )->None:
     "Leave some four ticks with plain numbers: most of the time of a picture goes into ticks."
     locator = axis.get_major_locator()
-    if isinstance(locator, MaxNLocator): locator.set_params(nbins=4)
+    if isinstance(locator, MaxNLocator): locator.set_params(nbins=3)
     if axis.get_scale() != 'linear': axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
     axis.set_minor_locator(NullLocator())
 
@@ -161,7 +208,7 @@ class Board:
     size, alt = (11., 4.4), '' # inches; what the picture shows, in words below it
 
     def __init__(self):
-        self.controls, self.frame, self.places = {}, lru_cache(300)(self.render), {}
+        self.controls, self.frame, self.sheet = {}, lru_cache(300)(self.render), Sheet(self.size)
         self.row, self.caption, self.words = row(), w.HTML(self.alt), w.HTML(layout=dict(min_height='2em'))
         width = dict(width=f'{80 * self.size[0]:.0f}px', max_width='100%', height='auto')
         self.image = w.Image(format='png', layout=width)
@@ -174,7 +221,7 @@ class Board:
 
     def render(self, **state)->bytes: # as `state` has it -> PNG
         "The picture of a state; `frame` is the same, and remembers."
-        return as_png(self.size, partial(self.plot, **state), self.places)
+        return self.sheet.png(partial(self.plot, **state))
 
     def add(self,
             *beside:w.Widget, # shown, but no part of the state
@@ -294,13 +341,13 @@ def plot(self:PathStepper, fig:Figure, node:float, sigma:int)->None: # a state
     "Draw what a node and its neighbours on the board draw; between two nodes weights are mixed."
     here, lim = self.path[round(node)], self.window
     title = f'node {here.index}: step {here.step}' if node == round(node) else f'between nodes: {node:g}'
-    shown = {'teacher': (0, COLORS['teacher']), title: (node, self.colors[node])}
-    if self.last: shown['student'] = self.last, COLORS['student']
+    shown = dict(teacher=('teacher', 0, COLORS['teacher']), node=(title, node, self.colors[node]))
+    if self.last: shown['student'] = 'student', self.last, COLORS['student']
     panels = [[*shown, 'score'], ['drift'] * (len(shown) + 1)]
     axes = fig.subplot_mosaic(panels, height_ratios=(3, 1))
-    for title, (of, color) in shown.items():
-        for x in self.real: show_samples(x, axes[title], None, COLORS['data'], lim)
-        show_samples(self.viewer(self.samples(of)), axes[title], title, color, lim)
+    for name, (title, of, color) in shown.items():
+        for x in self.real: show_samples(x, axes[name], None, COLORS['data'], lim)
+        show_samples(self.viewer(self.samples(of)), axes[name], title, color, lim)
     denoiser, sigma = self.path.denoiser(node), self.sigmas[sigma]
     if lim: self.plot_score(axes['score'], denoiser, sigma, node)
     else: self.plot_denoised(axes['score'], denoiser, sigma)
@@ -806,7 +853,8 @@ def reset(self:DistillationLab)->None:
         self.say('')
         self.placing.layout.display = None if self.state['data'] == PLACED else 'none'
         self.course, self.race, self.stage.value = iter(()), Race(arms=()), 'nothing to run yet'
-        if self.state['data'] == PLACED and not self.modes: self.picture(self.draw_nothing, {})
+        if self.state['data'] == PLACED and not self.modes:
+            self.image.value = self.sheet.png(self.draw_nothing)
         choices = self.state | dict(data=self.task)
         arms = dict.fromkeys([choices.pop('one'), choices.pop('other')])
         self.race = Race(arms=[arm for arm in arms if arm != NOBODY], **choices, **self.fixed)
@@ -835,7 +883,7 @@ def clicked(self:DistillationLab,
         if self.state['data'] != PLACED:
             raise ValueError(f'a click places a mode when {PLACED!r} are chosen as data')
         if self.race.steps: raise ValueError('a new mode begins a new race: press "reset" first')
-        for ax in self.figure.axes[:-1]:
+        for ax in self.sheet.axes[:-1]:
             box = ax.get_position()
             if not box.contains(across, up): continue
             low, high = ax.get_xlim()
@@ -899,16 +947,8 @@ def paint(self:DistillationLab)->None:
     "Show where the race stands; not again before twice the time that it took is over."
     began = monotonic()
     race, now = self.race, {r.options.arm: r.look(self.race.judge) for r in self.race.racers}
-    self.picture(lambda fig: race.recording.draw(fig, now), self.places)
+    self.image.value = self.sheet.png(lambda sheet: race.recording.draw(sheet, now))
     self.due = 3 * monotonic() - 2 * began
-
-@patch
-def picture(self:DistillationLab, plot:Callable, places:dict)->None: # `(figure)`; as for `as_png`
-    "Show what is plotted, and keep the figure: a click asks it where it was."
-    def kept(fig):
-        self.figure = fig
-        plot(fig)
-    self.image.value = as_png(self.size, kept, places)
 
 @patch
 def draw_nothing(self:DistillationLab, fig:Figure)->None:
@@ -966,7 +1006,8 @@ def pages_of(run:RunFolder, # any
             )->Iterator[tuple[str, dict]]: # titles, and what to show, `{moment: () -> PNG}`
     "What a run has to show: figures, samples over training, the nodes of a path."
     for file in sorted((run/'figures').glob('*.png')): yield file.stem, {'the end': file.read_bytes}
-    moment = lambda step: partial(as_png, (9., 3.4), partial(plot_moment, run, step))
+    sheet = Sheet((9., 3.4))
+    moment = lambda step: partial(sheet.png, partial(plot_moment, run, step))
     yield 'samples over training', {str(step): moment(step) for step in run.samples}
     if run.result and (run/MANIFEST).is_file():
         few = None if run.pipeline is None else 4

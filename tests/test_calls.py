@@ -1082,7 +1082,6 @@ SPECIAL = {
     "widgets.check_recorder": dict(recorder=lambda: recorder(keep_samples=True)),
     "widgets.MismatchExplorer": dict(recorder=lambda: recorder(keep_samples=True)),
     "widgets.row": dict(widgets=list),
-    "widgets.as_png": dict(plot=lambda: lambda fig: fig.subplots()),
     "widgets.levels": dict(sigmas=lambda: [0.5, 1.0]),
     "widgets.show_score": dict(color=lambda: "k", sigma=lambda: 1.0),
     "widgets.Racer": dict(options=lambda: options("Backtrack", out=fresh(), path=WORLD / "path")),
