@@ -54,18 +54,19 @@ def squared_distances(x:torch.Tensor, # points `(n, D)`, double precision
                       y:torch.Tensor, # points `(m, D)`
                       slack:float=0., # by what part of the squared lengths they are made smaller
                      )->Iterator[torch.Tensor]: # pieces `(rows, m)`
-    "All squared distances by matrix products, a manageable number of rows at a time."
+    "All squared distances by matrix products, as many rows at a time as a processor's cache holds."
     x, y = as_pair(x, y, least=1)
     x, y = x - y.mean(0), y - y.mean(0)    # short vectors, small rounding
-    xx, yy, rows = x.square().sum(1, True), y.square().sum(1), max(1, 2**22 // len(y))
-    for part, length in zip(x.split(rows), xx.split(rows)):
-        yield torch.addmm((1 - slack) * (length + yy), part, y.T, alpha=-2)
+    xx, yy = [(1 - slack) * v.square().sum(1) for v in (x, y)]
+    rows = max(1, 2**18 // len(y))
+    for part, length in zip(x.split(rows), xx[:, None].split(rows)):
+        yield torch.addmm(length + yy, part, y.T, alpha=-2)
 
 def distances(x:torch.Tensor, # points `(n, D)`, double precision
               y:torch.Tensor, # points `(m, D)`
              )->Iterator[torch.Tensor]: # pieces `(rows, m)`
     "All distances, in the same pieces."
-    for d in squared_distances(x, y): yield d.clamp(min=0).sqrt()
+    for d in squared_distances(x, y): yield d.clamp_(min=0).sqrt_()
 
 # %% ../nbs/07_metrics.ipynb #9f0072c7
 def mean_between(x:torch.Tensor, # points `(n, D)`
