@@ -13,7 +13,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from .core import check_calls, check_number, check_that
+from .core import check_calls, check_counts, check_number, check_that
 
 # %% ../nbs/04_plots.ipynb #a0d2cb50
 COLORS = {'data': '#8c8c8c', 'teacher': '#0072B2', 'student': '#E69F00', 'fake': '#009E73',
@@ -59,7 +59,7 @@ def show_points(x:torch.Tensor,       # samples `(n, 2)`
                 size:float=2.,        # of a point
                )->Axes:
     "Scatter points in the plane."
-    check_number('most', most, whole=True, least=1)
+    check_counts(most=most)
     ax = new_axes(ax)
     ax.scatter(*check_points(x)[:most, :2].T.numpy(), s=size, color=color, linewidths=0, alpha=.7)
     ax.set_aspect('equal')
@@ -78,7 +78,7 @@ def image_grid(x:torch.Tensor,  # images `(n, C, H, W)` in [-1, 1]
     check_that(good and x.isfinite().all(), 'images', x, 'a tensor of finite images (n, 1 or 3, H, W)')
     check_number('pad', pad, whole=True, least=0, most=1000)
     n, C, H, W = x.shape
-    if columns is not None: check_number('columns', columns, whole=True, least=1, most=n)
+    if columns is not None: check_counts(n, columns=columns)
     columns = columns or max(1, round(n**.5))
     rows, H_tile, W_tile = -(-n // columns), H + pad, W + pad
     tiles = torch.ones(rows * columns, C, H_tile, W_tile)
@@ -116,27 +116,23 @@ def filmstrip(frames:list,      # samples, one a panel
               data:torch.Tensor|None=None, # reference samples drawn beneath points, in grey
               colors:list|None=None, # one a panel, for points; None: the student's
               width:float=2.,   # of a panel, inches
-              columns:int|None=None, # panels a row; None: all in one
               most:int=36,      # images a panel
              )->Figure:
     "Draw a series of sample sets side by side."
     n = len(frames)
-    columns, colors = n if columns is None else columns, colors or [COLORS['student']] * n
+    colors = colors or [COLORS['student']] * n
     for name, value in dict(titles=titles, colors=colors).items():
         check_that(0 < n == len(value), name, value, f'one for each of the {n} frames')
-    check_number('columns', columns, whole=True, least=1, most=1000)
     check_number('width', width, above=0, most=100)
-    rows, points = -(-n // columns), frames[0].ndim == 2
+    points = frames[0].ndim == 2
     beneath = [data] if points and data is not None else []
     lim = limits(*frames, *beneath) if points else None
     height = width + .24 * (1 + max(t.count('\n') for t in titles)) + .1 * points    # titles, tick labels
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout='constrained',
-                             squeeze=False)
+    fig, axes = plt.subplots(1, n, figsize=(width * n, height), layout='constrained', squeeze=False)
     for i, (ax, frame, title, color) in enumerate(zip(axes.flat, frames, titles, colors)):
         for x in beneath: show_points(x, ax, COLORS['data'], limits=lim, size=1)
         show_samples(frame, ax, title, color, lim, most)
-        if points and i % columns: ax.tick_params(labelleft=False)
-    for ax in axes.flat[n:]: ax.set_axis_off()
+        if points and i: ax.tick_params(labelleft=False)
     return fig
 
 # %% ../nbs/04_plots.ipynb #9931be40
@@ -144,7 +140,7 @@ def running_mean(y:Iterable, # `(n,)`
                  window:int, # values averaged
                 )->torch.Tensor: # `(n,)`, double precision
     "Mean over the last `window` values (over fewer at the start)."
-    check_number('window', window, whole=True, least=1)
+    check_counts(window=window)
     c = torch.cat([torch.zeros(1, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64).cumsum(0)])
     i = torch.arange(1, len(c))
     j = (i - window).clamp(min=0)
