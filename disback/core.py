@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', 'check_number', 'check_counts', 'check_memory',
-           'check_callables', 'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'Described',
-           'kinds_of', 'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults', 'shipped']
+           'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'Described', 'kinds_of', 'typed',
+           'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults', 'shipped']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
 import ast, collections.abc, difflib, functools, hashlib, html, inspect, io, itertools, math, numbers, os
@@ -71,10 +71,6 @@ def check_memory(name:str,   # what is counted
     "Raise unless so many tensors would fit this machine's memory."
     most = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // (4 * math.prod(shape))
     check_that(n <= most, name, n, f'at most {most:,}, which would fill the memory')
-
-def check_callables(**values:Any): # by name; None is left to whoever asks
-    "Raise if something that is called, such as a distribution of noise levels, cannot be."
-    for name, value in values.items(): check_that(value is None or callable(value), name, value, 'a function')
 
 
 # %% ../nbs/00_core.ipynb #bc675df5

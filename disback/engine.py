@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 import torch, torch._functorch.config
 from torch import nn
-from .core import (check_calls, check_callables, check_choice, check_counts, check_memory,
-                          check_number, check_that, patch, stream)
+from .core import (check_calls, check_choice, check_counts, check_memory, check_number, check_that,
+                          patch, stream)
 from .diffusion import (as_labels, denoising_loss, drawn_by, edm_noise, edm_weight, expand,
                                generator_for)
 from .networks import check_network, check_null, device_of, in_words
@@ -258,7 +258,6 @@ class Learner:
         half = any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters())
         check_that(not half, name, f'{type(module).__name__} of half precision', 'in float32, else '
                    'small steps are lost: read it so, or train corrections of it (`Adapted`, --lora)')
-        check_that(callable(optimizer), 'optimizer', optimizer, 'a function (parameters, lr) -> optimiser')
         check_number('learning rate', lr, above=0)
         check_number('decay', decay, least=0, most=1)
         check_number('warm_up', warm_up, whole=True, least=0)
@@ -346,7 +345,9 @@ class Training(Run):
                 ):
         check_counts(batch=batch, n_steps=n_steps)
         check_memory('batch', batch, network.shape)
-        check_callables(**{k: settings.get(k) for k in ('noise', 'fake_noise', 'cond')})
+        for name in ('noise', 'fake_noise', 'cond'):
+            rule = settings.get(name)
+            check_that(rule is None or callable(rule), name, rule, 'a function')
         check_number('none', none, least=0, below=1)
         self.engine, self.batch, self.none = Engine() if engine is None else engine, batch, none
         settings |= dict(batch=batch, seed=seed, none=none, clip=self.engine.clip)

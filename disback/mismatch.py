@@ -25,7 +25,7 @@ from .diffusion import as_labels, expand, generator_for, labels_beside
 from .files import load_state, save_state
 from .metrics import as_rows
 from .mixtures import FiniteSample
-from .networks import clone, device_of, lent, noise_shape
+from .networks import as_levels, clone, device_of, lent, noise_shape
 from .plots import COLORS, new_axes, show_points
 from .samplers import generate
 
@@ -189,7 +189,7 @@ class LabelledSample(nn.Module):
                )->torch.Tensor:     # `(B, *dims)`
         check_that(cond is not None, 'cond', cond, 'labels (B,): these samples have classes')
         cond, out = as_labels(cond, len(x)).to(x.device), torch.empty_like(x)
-        sigma = expand(sigma, x).flatten().expand(len(x))
+        sigma = as_levels(sigma, x)
         for c in cond.unique().tolist():
             check_choice('class', str(c), self.classes, ', of which there are samples')
             own = cond == c
