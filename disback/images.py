@@ -95,7 +95,7 @@ def check_fit(shape:tuple,     # of an image, `(C, H, W)`
 
 
 # %% ../nbs/02_images.ipynb #7764d0a9
-IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'QOI')
+IMAGE_FORMATS = 'PNG JPEG WEBP BMP DIB GIF TIFF PPM JPEG2000 AVIF QOI'.split()
 LABEL_FILE = 'dataset.json'
 RUBBISH = ('@eadir', '#recycle', '#snapshot', '@recycle', '@recently-snapshot', '@__thumb', '__macosx',
            'lost+found', '$recycle.bin', 'recycler', 'system volume information', 'thumbs', 'thumbnails')
