@@ -119,13 +119,14 @@ def exact_w2(x:torch.Tensor, # samples `(n, *dims)`
 # %% ../nbs/07_metrics.ipynb #ef76fbf9
 def sliced_w2(x:torch.Tensor, # samples `(n, *dims)`
               y:torch.Tensor, # samples `(m, *dims)`
-              n_directions:int=200, # lines to project onto, the same ones every time
+              n_directions:int=200, # lines to project onto
+              generator:torch.Generator|None=None, # of the directions; None: the same ones every time
              )->float:        # data units
     "Root mean square over directions of the 2-Wasserstein distance of the projections (Bonneel et al. 2015)."
     x, y = as_pair(x, y, least=1)
     check_counts(10_000, n_directions=n_directions)
-    fixed = torch.Generator().manual_seed(0)
-    theta = torch.randn(x.shape[1], n_directions, generator=fixed, dtype=x.dtype)
+    g = generator or torch.Generator().manual_seed(0)
+    theta = torch.randn(x.shape[1], n_directions, generator=g, dtype=x.dtype, device=g.device)
     x, y = [(a @ F.normalize(theta, dim=0).to(a)).sort(0).values for a in (x, y)]
     # both quantile functions are constant between these shares, so the integral over them is a finite sum
     cuts = torch.cat([torch.linspace(0, 1, len(a) + 1, dtype=x.dtype) for a in (x, y)]).unique().to(x)

@@ -264,6 +264,7 @@ def show_field(a:Callable,   # a denoiser in the plane
                ax:Any=None,  # axes; None: a new figure
                x0:torch.Tensor|None=None,  # clean samples `(n, 2)`, shown as points after noising to `sigma`
                n:int=43,     # points of the heat map a side; every third has an arrow
+               vmax:float|None=None,       # end of the colour scale; None: the largest value
                title:str|None=None,        # None: the noise level
               )->Any:        # the axes
     "Draw where two scores differ (grey) and which way `a` leads from `b` (arrows, to scale in the panel)."
@@ -273,7 +274,7 @@ def show_field(a:Callable,   # a denoiser in the plane
     points = torch.cartesian_prod(line, line)
     field = mismatch_field(a, b, sigma, points if x0 is None else points.to(x0)).reshape(n, n, 2).cpu()
     length = field.norm(dim=2)
-    image = ax.pcolormesh(line, line, length.T, cmap='Greys', vmin=0, rasterized=True)
+    image = ax.pcolormesh(line, line, length.T, cmap='Greys', vmin=0, vmax=vmax, rasterized=True)
     if x0 is not None: show_points(x0 + sigma * as_noised(x0)[1], ax, most=500, size=1.5)
     some = slice(1, None, 3)
     u, v = (field / length.amax().clamp_min(1e-12))[some, some].permute(2, 1, 0).numpy()
@@ -297,11 +298,12 @@ def mismatch_map(a:Callable,      # a denoiser
 def show_map(values:torch.Tensor,     # `(C, H, W)` or `(H, W)`, from `mismatch_map`; channels are added up
              ax:Any=None,             # axes; None: a new figure
              title:str|None=None,     # of the axes
+             vmax:float|None=None,    # end of the colour scale; None: the largest value
             )->Any:                   # the axes
     "Draw a mismatch pixel by pixel."
     check_that(values.ndim > 1, 'values', values, '(C, H, W) or (H, W)')
     ax, image = new_axes(ax, (3., 2.4)), values.reshape(-1, *values.shape[-2:]).sum(0).numpy()
-    image = ax.imshow(image, cmap='viridis', vmin=0, interpolation='nearest')
+    image = ax.imshow(image, cmap='viridis', vmin=0, vmax=vmax, interpolation='nearest')
     ax.set(xticks=[], yticks=[])
     return with_colorbar(ax, image, 'mismatch$^2$ (units of the noise)', title)
 

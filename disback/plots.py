@@ -116,23 +116,27 @@ def filmstrip(frames:list,      # samples, one a panel
               data:torch.Tensor|None=None, # reference samples drawn beneath points, in grey
               colors:list|None=None, # one a panel, for points; None: the student's
               width:float=2.,   # of a panel, inches
+              columns:int|None=None, # panels a row; None: all in one
               most:int=36,      # images a panel
              )->Figure:
     "Draw a series of sample sets side by side."
     n = len(frames)
-    colors = colors or [COLORS['student']] * n
+    columns, colors = n if columns is None else columns, colors or [COLORS['student']] * n
     for name, value in dict(titles=titles, colors=colors).items():
         check_that(0 < n == len(value), name, value, f'one for each of the {n} frames')
+    check_counts(1000, columns=columns)
     check_number('width', width, above=0, most=100)
-    points = frames[0].ndim == 2
+    rows, points = -(-n // columns), frames[0].ndim == 2
     beneath = [data] if points and data is not None else []
     lim = limits(*frames, *beneath) if points else None
     height = width + .24 * (1 + max(t.count('\n') for t in titles)) + .1 * points    # titles, tick labels
-    fig, axes = plt.subplots(1, n, figsize=(width * n, height), layout='constrained', squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout='constrained',
+                             squeeze=False)
     for i, (ax, frame, title, color) in enumerate(zip(axes.flat, frames, titles, colors)):
         for x in beneath: show_points(x, ax, COLORS['data'], limits=lim, size=1)
         show_samples(frame, ax, title, color, lim, most)
-        if points and i: ax.tick_params(labelleft=False)
+        if points and i % columns: ax.tick_params(labelleft=False)
+    for ax in axes.flat[n:]: ax.set_axis_off()
     return fig
 
 # %% ../nbs/04_plots.ipynb #9931be40
