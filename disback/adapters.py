@@ -15,7 +15,7 @@ from typing import Any, Sequence
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from .core import check_calls, check_number, check_that, patch, patch_property, printable
+from .core import check_calls, check_counts, check_number, check_that, patch, patch_property, printable
 from .edm import Conv
 from .files import digest, readable, save_tensors
 from .networks import check_network, clone, register
@@ -24,12 +24,11 @@ from .runs import load_weights
 # %% ../nbs/16_adapters.ipynb #ad160006
 LAYERS = nn.Linear, nn.Conv2d, Conv # kinds of layers that can be corrected
 
-def narrowed(layer:nn.Module, # one of `LAYERS`
+def narrowed(layer:nn.Linear|nn.Conv2d|Conv, # one of `LAYERS`
              rank:int,        # its outputs
             )->nn.Module:     # with a random weight, which is all that it saves
     "A layer like another one with fewer outputs, that adds no bias."
-    check_that(isinstance(layer, LAYERS), 'layer', layer, 'nn.Linear, nn.Conv2d or edm.Conv')
-    check_number('rank', rank, whole=True, least=1, most=10**4)
+    check_counts(10**4, rank=rank)
     where = 'meta' if torch.get_default_device().type == 'meta' else layer.weight.device
     weight, new = torch.empty(rank, *layer.weight.shape[1:], device=where), copy.copy(layer)
     nn.init.kaiming_uniform_(weight, a=5**.5)
@@ -47,7 +46,6 @@ class LowRank(nn.Module):
                  scale:float=1.,  # `alpha / rank`
                 ):
         super().__init__()
-        check_number('scale', scale)
         self.scale, self.lora_A, n = scale, narrowed(layer, rank), len(layer.weight)
         mix = nn.Linear if isinstance(layer, nn.Linear) else (lambda *a, **k: nn.Conv2d(*a, 1, **k))
         self.lora_B = mix(rank, n, bias=False, device=self.lora_A.weight.device)
@@ -91,10 +89,10 @@ def layers_of(base:nn.Module, # a denoiser
     def ending(end): return {name for name in every if f'.{name}'.endswith(f'.{end}')}
     for end in targets or ():
         known = f"ends of the names of layers, such as {', '.join([*every][:3])}"
-        check_that(isinstance(end, str) and bool(ending(end)), 'targets', end, known)
+        check_that(isinstance(end, str) and ending(end), 'targets', end, known)
     ends = TARGETS.get(kind) if targets is None else targets
     chosen = {*every} if ends is None else set().union(*map(ending, ends))
-    check_that(bool(chosen), 'base', base, 'a network with linear layers or convolutions, and targets some')
+    check_that(chosen, 'base', base, 'a network with linear layers or convolutions, and targets some')
     return {name: layer for name, layer in every.items() if name in chosen}
 
 # %% ../nbs/16_adapters.ipynb #ad160015
@@ -153,7 +151,7 @@ class Adapted(nn.Module):
         base = as_base(base)
         layers = layers_of(base, targets)
         most = max(min(len(w), w[0].numel()) for w in (layer.weight for layer in layers.values()))
-        check_number('rank', rank, whole=True, least=1, most=most)
+        check_counts(most, rank=rank)
         if alpha is not None: check_number('alpha', alpha, above=0)
         self.rank, self.alpha, self.targets, self.lora = rank, alpha, targets, nn.Module()
         view = copy.deepcopy(base, shared(base)).eval()

@@ -51,7 +51,6 @@ class Fixed(Staircase):
     steps: tuple # e.g. (1000, 10_000, 10_000): the paper's node 3, 2 and 1
 
     def __post_init__(self):
-        check_that(isinstance(self.steps, (tuple, list)), 'steps', self.steps, 'a tuple of counts')
         for n in self.steps: check_number('a number of steps', n, whole=True, least=0)
 
     def check(self, n_targets:int, n_steps:int)->None:
@@ -429,15 +428,12 @@ def passes(self:Backtracking)->float: # forward passes of a batch; of the whole 
 
 # %% ../nbs/24_backtracking.ipynb #404b4b54
 def check_arguments(student:nn.Module, # of one shape with all denoisers
-                    path:Any,          # to be a `DegradationPath`
+                    path:DegradationPath, # the student's way
                     itinerary:Any,     # to be one
                     fake:nn.Module|None, # denoiser that the fake score starts from
                     ratio:int,         # steps of it to one of the student
                    )->None:
     "Raise for arguments of `Backtracking` that are of the wrong kind or do not fit one another."
-    if not isinstance(path, DegradationPath):
-        raise ValueError(f"path must be a DegradationPath, got {type(path).__name__}: use "
-                         "Degradation(...).path, DegradationPath.open(folder) or DegradationPath.of(teacher)")
     check_itinerary(itinerary)
     check_student(student)
     check_counts(ratio=ratio)

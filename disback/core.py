@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', 'check_number', 'check_counts', 'check_memory',
-           'check_callables', 'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'Described',
-           'kinds_of', 'typed', 'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults', 'shipped']
+           'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'Described', 'kinds_of', 'typed',
+           'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults', 'shipped']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
 import ast, collections.abc, difflib, functools, hashlib, html, inspect, io, itertools, math, numbers, os
@@ -58,9 +58,11 @@ def check_number(name:str,  # what the number is called in the message
     wanted = f"a {'whole' if whole else 'finite'} number{words and f', {words}'}"
     check_that(False, name, value, wanted)
 
-def check_counts(**values:Any): # by name, in one message each
-    "Raise if something that is counted is not a whole number from 1 to a billion (no loop would end)."
-    for name, value in values.items(): check_number(name, value, whole=True, least=1, most=10**9)
+def check_counts(most:int=10**9, # how many there may be: of more than a billion no loop would end
+                 /, **values:Any # what is counted, by name, in one message each
+                )->None:
+    "Raise if something that is counted is not a whole number from 1 on."
+    for name, value in values.items(): check_number(name, value, whole=True, least=1, most=most)
 
 def check_memory(name:str,   # what is counted
                  n:int,      # how many
@@ -70,9 +72,6 @@ def check_memory(name:str,   # what is counted
     most = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // (4 * math.prod(shape))
     check_that(n <= most, name, n, f'at most {most:,}, which would fill the memory')
 
-def check_callables(**values:Any): # by name; None is left to whoever asks
-    "Raise if something that is called, such as a distribution of noise levels, cannot be."
-    for name, value in values.items(): check_that(value is None or callable(value), name, value, 'a function')
 
 # %% ../nbs/00_core.ipynb #bc675df5
 def check_choice(name:str,  # what is chosen, for the message
@@ -261,8 +260,8 @@ def check_calls(module:dict # the `globals()` of a module
         if name.startswith('_') or getattr(value, '__module__', None) != module['__name__']: continue
         if inspect.isfunction(value): module[name] = value = typed(value)
         elif inspect.isclass(value):
-            made = [name for name in ('__new__', '__init__') if name in vars(value)]
-            for name in made: setattr(value, name, typed(getattr(value, name)))
+            for made in vars(value).keys() & {'__new__', '__init__'}:
+                setattr(value, made, typed(getattr(value, made)))
         else: continue
         for f in (value, *filter(inspect.isfunction, vars(value).values())):
             if type(f.__doc__) is str: f.__doc__ = Described(f)

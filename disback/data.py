@@ -18,8 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from .core import (check_calls, check_choice, check_counts, check_number, check_regular, check_that,
-                          in_short, printable, stream, typed)
-from .diffusion import as_labels, drawn_by
+                          in_short, printable, typed)
+from .diffusion import as_labels, drawn_by, generator_for, labels_beside
 from .images import (LABEL_FILE, TORCHVISION, Files, Images, check_fit, collection, label_table,
                             official_splits)
 
@@ -32,7 +32,7 @@ def _checked(f):
         for name, value in given.bind(*args, **kwargs).arguments.items():
             kind = given.parameters[name].annotation
             if name == 'n': check_number(name, value, whole=True, least=0, most=10**9)
-            elif kind is int: check_number(name, value, whole=True, least=1, most=1000)
+            elif kind is int: check_counts(1000, **{name: value})
             elif kind is float: check_number(name, value, least=0 if name == 'std' else -math.inf)
         return f(*args, **kwargs)
     return checked
@@ -155,7 +155,7 @@ def split_indices(y:torch.Tensor, # class of each sample, `(n,)` long
                  )->tuple:    # indices of the training samples and of those held out, each ascending
     "Split samples, each class in proportion; the same arguments always give the same split."
     y = as_labels(y, len(y))
-    check_number('n_test', n_test, whole=True, least=1, most=len(y))
+    check_counts(len(y), n_test=n_test)
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(y)))
     order = order[y[order].argsort(stable=True)]                # by class, random within a class
     test = torch.zeros(len(y), dtype=torch.bool)
@@ -232,7 +232,7 @@ def _letters(split, size, channels):
     check_choice('split', split, ('train', 'test'))
     check_number('size', size, whole=True, least=8, most=64)
     check_choice('channels', channels, (1, 3))
-    n, g = _GLYPHS[split], torch.Generator().manual_seed(stream(0, f'glyphs, {split}'))
+    n, g = _GLYPHS[split], generator_for(0, f'glyphs, {split}')
     u = lambda low, high, *dims: low + (high - low) * torch.rand(n, *dims, generator=g, dtype=torch.float32)
     y, kinds = torch.arange(n) % 26, len(_GLYPHS['fonts'])
     which = kinds * y + torch.randint(kinds, (n,), generator=g)
@@ -269,7 +269,7 @@ def _samples(x, cond=None):
     x = torch.as_tensor(x)
     good = x.ndim > 1 and x.is_floating_point()
     check_that(good, 'samples', x, 'floating point, of shape (n, *dims); convert images to [-1, 1]')
-    return x.to(torch.get_default_dtype()), None if cond is None else as_labels(cond, len(x)).to(x.device)
+    return x.to(torch.get_default_dtype()), labels_beside(x, cond)
 
 # %% ../nbs/03_data.ipynb #684f91d4
 def _called(f):
@@ -365,12 +365,12 @@ def classes_of(source:str|Path, # folder or zip archive of images, `dataset.json
     return _classes(source, y, names)
 
 # %% ../nbs/03_data.ipynb #5aa50013
-def _classes(source, y, names=None, n=0):
+def _classes(source, y, names):
     "Count labels."
     if y is None:
         raise ValueError(f"{printable(source)} has no labels: sort its images into one sub-folder a class, "
                          f"or give it a {LABEL_FILE}")
-    return Classes(y.bincount(minlength=len(names or range(n))).tolist(), names)
+    return Classes(y.bincount(minlength=len(names or ())).tolist(), names)
 
 def labels_of(source:str|Path, # as for `classes_of`
              )->Labels:        # which come as often as there
@@ -416,13 +416,13 @@ def _lines(title, x, y):
     return [title, *(f'{mark}\0{label}' for mark, label in zip(marks, labels))]
 
 # %% ../nbs/03_data.ipynb #3f8d21d9
-def _from_splits(name, train, test, labels, names=None, n_classes=0, fingerprint=None):
+def _from_splits(name, train, test, labels, names=None, fingerprint=None):
     "Make `Data` of two sets of images, tensors or `Images`, with or without labels."
     (x, y), (x_test, y_test) = train, test
     fingerprint = fingerprint or _digest(*_lines('train', x, y), *_lines('held out', x_test, y_test))
-    data = Data(name, tuple(x.shape)[-3:], _draws(x), _without_replacement(x_test), fingerprint=fingerprint)
+    data = Data(name, tuple(x[0].shape), _draws(x), _without_replacement(x_test), fingerprint=fingerprint)
     if not labels: return data
-    classes = _classes(name, y, names, n_classes)
+    classes = _classes(name, y, names)
     return replace(data, sample=_draws(x, y), n_classes=classes, labels=Labels(classes, classes.counts))
 
 # %% ../nbs/03_data.ipynb #5501931c
@@ -495,8 +495,7 @@ def _own_points(name):
                'without a heading: .npy of shape (n, D), or .csv with commas')
     x = torch.from_numpy(x.astype(np.float64)).to(torch.get_default_dtype())
     trained, held = [x[i] for i in split_indices(torch.zeros(len(x), dtype=torch.long), len(x) // 5)]
-    mark = _digest(*_lines('train', trained, None), *_lines('held out', held, None))
-    return Data(name, tuple(x.shape[1:]), _draws(trained), _without_replacement(held), fingerprint=mark)
+    return _from_splits(name, (trained, None), (held, None), False)
 
 # %% ../nbs/03_data.ipynb #5aa50016
 def _load_images(name, labels, load):
@@ -530,7 +529,7 @@ def load_data(name:str|Path, # of `DATA_NAMES`, `TORCHVISION`, modes:x,y/..., a 
         if labels: raise ValueError(f"{printable(name)} has no labels: leave them out, or name other data")
         data = _own_points(name) if own else _points(name)
     elif name == 'glyphs': data = _rendered(labels, size, channels)
-    elif name == 'digits': data = _from_splits(name, digits('train'), digits('test'), labels, None, 10)
+    elif name == 'digits': data = _from_splits(name, digits('train'), digits('test'), labels)
     else: data = _load_images(name, labels, lambda source, within='': Images(
         source, size, channels, resample, within, memory, skip_broken=skip_broken))
     for what, value, has in [('channels', channels, data.shape[0]), ('size', size, data.shape[-1])]:

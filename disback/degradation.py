@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['Probe', 'drift', 'Every', 'EqualDrift', 'crowded', 'evenly', 'Candidates', 'draw_samples', 'degradation_passes',
-           'pool_for', 'check_keep', 'check_recording', 'Degradation', 'DegradationStep']
+           'pool_for', 'check_recording', 'Degradation', 'DegradationStep']
 
 # %% ../nbs/22_degradation.ipynb #e2d3f590
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 import torch
 from torch import nn
-from .core import check_calls, check_counts, check_memory, check_number, check_that, patch
-from .core import patch_property, defaults
+from .core import (check_calls, check_counts, check_memory, check_number, defaults, patch,
+                          patch_property)
 from .diffusion import as_labels, check_alike, check_samples, expand
 from .engine import Engine, Learner, Training
 from .networks import build, check_network, clone, describe, lent, noise_shape
@@ -174,7 +174,7 @@ def degradation_passes(n_steps:int=_default.n_steps, # arguments of `Degradation
                        calls:int=1,  # of the network for a sample of the student
                       )->float:
     "Forward passes of a batch that stage 1 costs."
-    check_number('n_steps', n_steps, whole=True, least=1, most=10**7)
+    check_counts(10**7, n_steps=n_steps)
     looks = sum(keep.wants(s) or s == n_steps for s in range(n_steps + 1))
     samples = n_steps if pool is None else pool / batch
     return (1 + back) * n_steps + samples * calls + looks * n_probe / batch
@@ -186,15 +186,6 @@ def pool_for(n_steps:int, # of a recording
     "How many samples to draw once: 4096, unless fresh ones all the way are fewer."
     check_counts(n_steps=n_steps, batch=batch)
     return 4096 if n_steps * batch >= 4096 else None
-
-# %% ../nbs/22_degradation.ipynb #5aa40004
-def check_keep(keep:Any,    # which nodes stay: what has `wants` and `choose`
-               n_steps:int, # of the recording
-              )->None:
-    "Raise unless a recording of so many steps can keep its nodes."
-    rule = callable(getattr(keep, 'wants', None)) and callable(getattr(keep, 'choose', None))
-    check_that(rule, 'keep', keep, 'Every(...), EqualDrift(...) or have their methods')
-    check_number(f'n_steps with {keep}', n_steps, whole=True, least=getattr(keep, 'n', 2) - 1)
 
 # %% ../nbs/22_degradation.ipynb #22c11b01
 def check_recording(teacher:nn.Module, # a denoiser
@@ -209,7 +200,7 @@ def check_recording(teacher:nn.Module, # a denoiser
     for name, n in samples.items():
         check_counts(**{name: n})
         check_memory(name, n, teacher.shape)
-    check_keep(keep, n_steps)
+    check_number(f'n_steps with {keep}', n_steps, whole=True, least=getattr(keep, 'n', 2) - 1)
 
 # %% ../nbs/22_degradation.ipynb #b08d3134
 class Degradation(Training):

@@ -22,14 +22,21 @@ BASES = dict(edm='https://nvlabs-fi-cdn.nvidia.com/edm/pretrained',
 _EDM = ('cifar10-32x32-cond-vp cifar10-32x32-cond-ve cifar10-32x32-uncond-vp cifar10-32x32-uncond-ve '
         'ffhq-64x64-uncond-vp ffhq-64x64-uncond-ve afhqv2-64x64-uncond-vp afhqv2-64x64-uncond-ve '
         'imagenet-64x64-cond-adm')
-_EDM2 = {'img64-s': ('1073741', '0.075'), 'img64-m': ('2147483', '0.060'), 'img64-l': ('1073741', '0.040'),
-         'img64-xl': ('0671088', '0.040'), 'img512-xs': ('2147483', '0.135', '0.200'),
-         'img512-s': ('2147483', '0.130', '0.190'), 'img512-m': ('2147483', '0.100', '0.155'),
-         'img512-l': ('1879048', '0.085', '0.155'), 'img512-xl': ('1342177', '0.085', '0.155'),
-         'img512-xxl': ('0939524', '0.070', '0.150')}
+# network, thousands of images seen, width of the average that is best by FID, and by DINO
+_EDM2 = """img64-s    1073741  0.075
+           img64-m    2147483  0.060
+           img64-l    1073741  0.040
+           img64-xl   0671088  0.040
+           img512-xs  2147483  0.135  0.200
+           img512-s   2147483  0.130  0.190
+           img512-m   2147483  0.100  0.155
+           img512-l   1879048  0.085  0.155
+           img512-xl  1342177  0.085  0.155
+           img512-xxl 0939524  0.070  0.150"""
 FILES = dict(    # `{family: {name: file}}`
     edm={name: f'edm-{name}.pkl' for name in _EDM.split()},
-    edm2={f'{net}-{best}': f'edm2-{net}-{seen}-{width}.pkl' for net, (seen, *widths) in _EDM2.items()
+    edm2={f'{net}-{best}': f'edm2-{net}-{seen}-{width}.pkl'
+          for net, seen, *widths in map(str.split, _EDM2.splitlines())
           for best, width in zip(('fid', 'dino'), widths)},
     openai={'edm_imagenet64_ema': 'consistency/edm_imagenet64_ema.pt',
             'edm_bedroom256_ema': 'consistency/edm_bedroom256_ema.pt',

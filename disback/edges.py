@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, Callable, NamedTuple, Sequence
 import torch
 from torch import nn
-from .core import Table, check_calls, check_choice, check_number, check_that, patch, stream
-from .diffusion import as_labels, check_alike, check_samples, expand
+from .core import Table, check_calls, check_choice, check_number, check_that, patch
+from .diffusion import as_labels, check_alike, check_samples, expand, generator_for
 from .metrics import as_rows
 from .networks import Preconditioned, check_network, device_of, in_words, lent
 from .samplers import in_parts, is_denoiser
@@ -146,12 +146,6 @@ READINGS = {    # of `(denoiser, x, sigma, labels)`: the clean sample, if what t
     'it wants numbers in [-1, 1], not [0, 1]': lambda D, x, s, y: (D(2 * x - 1, 2 * s, y) + 1) / 2,
     'it wants numbers in [0, 1], not [-1, 1]': lambda D, x, s, y: 2 * D((x + 1) / 2, s / 2, y) - 1}
 
-def _moved(by:int, # labels
-           n_classes:int,
-          )->Callable: # a reading
-    "The reading that labels are moved."
-    return lambda D, x, s, y: D(x, s, (y + by) % n_classes)
-
 # %% ../nbs/18_edges.ipynb #18ed0012
 class Checked(NamedTuple):
     "What `check_denoiser` found."
@@ -228,8 +222,7 @@ def check_denoiser(denoiser:nn.Module, # `D(x, sigma, cond=None)` with attribute
     x0 = x0.to(device_of(denoiser, x0.device))
     n_classes = getattr(denoiser, 'n_classes', None)
     if labels is not None: labels = as_labels(labels, len(x0), n_classes).to(x0.device)
-    g = torch.Generator().manual_seed(stream(seed, 'noise'))
-    noise, x = torch.randn(x0.shape, generator=g).to(x0), x0.double()
+    noise, x = torch.randn(x0.shape, generator=generator_for(seed, 'noise')).to(x0), x0.double()
     spread, size = [v.square().mean().sqrt().item() for v in (x - x.mean(0), x)]
     check_number('the spread of the samples', spread, above=1e-5 * size)
     def ask(x, sigma, y): return in_parts(partial(answer, sigma=sigma), 256, x, y)
@@ -238,7 +231,9 @@ def check_denoiser(denoiser:nn.Module, # `D(x, sigma, cond=None)` with attribute
         return error if math.isfinite(error) else math.inf
     sigmas, readings = [level * spread for level in LEVELS], dict(READINGS)
     if labels is not None and n_classes and n_classes > 1:
-        readings |= {f'its labels are moved by {by:+d}': _moved(by, n_classes) for by in (1, -1)}
+        for by in (1, -1):
+            moved = lambda D, x, s, y, by=by: D(x, s, (y + by) % n_classes)
+            readings[f'its labels are moved by {by:+d}'] = moved
     with lent(denoiser, training=False):
         found = {name: [off(read, sigma) for sigma in sigmas] for name, read in readings.items()}
         frames = _frames_of(ask, x0, noise, spread, labels)

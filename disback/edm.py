@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'LISTS', 'FAMILIES', 'PRECONDITIONINGS', 'SCHEDULES', 'PARTS', 'resized', 'Conv', 'group_norm', 'Block',
-           'waves', 'Positional', 'Fourier', 'EDMUNet', 'SongUNet', 'DhariwalUNet', 'normalize', 'mp_sum', 'mp_cat',
-           'mp_silu', 'MPConv', 'MPFourier', 'MPBlock', 'MPUNet', 'vp_coefficients', 've_coefficients', 'vp_sigma',
-           'iddpm_levels', 'iddpm_coefficients', 'check_arguments', 'noise_range', 'EDMNetwork', 'edm_network',
-           'load_edm']
+           'Positional', 'Fourier', 'EDMUNet', 'SongUNet', 'DhariwalUNet', 'normalize', 'mp_sum', 'mp_cat', 'mp_silu',
+           'MPConv', 'MPFourier', 'MPBlock', 'MPUNet', 'vp_coefficients', 've_coefficients', 'vp_sigma', 'iddpm_levels',
+           'iddpm_coefficients', 'check_arguments', 'noise_range', 'EDMNetwork', 'edm_network', 'load_edm']
 
 # %% ../nbs/14_edm.ipynb #186814e4
 import json, math
@@ -17,10 +16,10 @@ from typing import Any, Sequence
 import torch
 from torch import nn
 import torch.nn.functional as F
-from .core import check_calls, check_choice, check_number, check_that, patch, printable
+from .core import check_calls, check_choice, check_counts, check_number, check_that, patch, printable
 from .diffusion import as_labels, precondition
 from .files import filled, read_weights
-from .networks import Preconditioned, check_list, in_words, register
+from .networks import Preconditioned, check_list, in_words, register, waves
 from .pickles import read_checkpoint
 
 # %% ../nbs/14_edm.ipynb #7aba3a58
@@ -123,13 +122,6 @@ def forward(self:Block, x, e):
     return self.scale * (h + self.proj(self.attend(h))) if self.heads else h
 
 # %% ../nbs/14_edm.ipynb #7595e5d4
-def waves(t:torch.Tensor,     # `(B,)`
-          freqs:torch.Tensor, # `(n,)`, in radians
-         )->torch.Tensor:     # `(B, 2n)`
-    "Cosines of all frequencies, then sines."
-    a = torch.outer(t, freqs)
-    return torch.cat([a.cos(), a.sin()], 1)
-
 class Positional(nn.Module):
     "Waves of frequencies between 1 and 1/10,000."
     def __init__(self,
@@ -459,8 +451,7 @@ def attention(self:MPBlock, h):
 class MPUNet(EDMUNet):
     "The U-Net of EDM2 (Karras et al. 2024, figure 21)."
     kind = MPBlock
-    usual = dict(model_channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3, attn_resolutions=(16, 8),
-                 dropout=0.)
+    usual = DhariwalUNet.usual | dict(attn_resolutions=(16, 8), dropout=0.)
 
     def __init__(self,
                  *shape:int,                       # `img_resolution, in_channels, out_channels`
@@ -532,7 +523,7 @@ def iddpm_levels(C_1:float=.001, C_2:float=.008, # smallest ratio of a step, and
                  M:int=1000,   # number of time steps
                 )->torch.Tensor: # `(M + 1,)`, falling to zero
     "The noise levels of the iDDPM networks (EDM table 1, third column)."
-    check_number('M', M, whole=True, least=1, most=10**6)
+    check_counts(10**6, M=M)
     bar = [math.sin(.5 * math.pi * j / M / (C_2 + 1))**2 for j in range(M + 1)]
     u = [0.]
     for j in range(M, 0, -1): u.append(((u[-1]**2 + 1) / max(bar[j - 1] / bar[j], C_1) - 1)**.5)
@@ -554,8 +545,8 @@ LIMITS = {name: limits for names, limits in {
     'label_balance res_balance attn_balance': dict(least=0, most=1),
     'clip_act': dict(above=0),
     'label_dim augment_dim': dict(whole=True, least=0, most=10**6),
-    'img_resolution img_channels model_channels M': dict(whole=True, least=1, most=4096),
-    'channels_per_head logvar_channels': dict(whole=True, least=1, most=4096),
+    'img_resolution img_channels model_channels channels_per_head logvar_channels M':
+        dict(whole=True, least=1, most=4096),
     'num_blocks channel_mult_emb channel_mult_noise': dict(whole=True, least=1, most=64),
     }.items() for name in names.split()}
 LISTS = dict(channel_mult=1, resample_filter=1, attn_resolutions=0)    # how many numbers, at least

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 import torch, torch._functorch.config
 from torch import nn
-from .core import (check_calls, check_callables, check_choice, check_counts, check_memory,
-                          check_number, check_that, patch, stream)
-from .diffusion import as_labels, denoising_loss, drawn_by, edm_noise, edm_weight, expand
+from .core import (check_calls, check_choice, check_counts, check_memory, check_number, check_that,
+                          patch, stream)
+from .diffusion import (as_labels, denoising_loss, drawn_by, edm_noise, edm_weight, expand,
+                               generator_for)
 from .networks import check_network, check_null, device_of, in_words
 from .runs import EMA, Guard, OneProcess, Run, adam, decayed, load_weights
 
@@ -126,10 +127,7 @@ class Engine:
         check_choice('mode of compilation', self.compile, (False, True, *MODES))
         check_counts(pieces=self.pieces, look_every=1 if self.look_every is None else self.look_every)
         check_number('clip', 1. if self.clip is None else self.clip, above=0)
-        check_number('threads', 1 if self.threads is None else self.threads, whole=True, least=1, most=1024)
-        for name, value in vars(self).items():
-            flag = isinstance(getattr(Engine, name, None), bool) and name != 'compile'
-            check_that(not flag or isinstance(value, bool), name, value, 'True or False')
+        check_counts(1024, threads=1 if self.threads is None else self.threads)
         with in_words(f'device must be one that this machine has, got {self.device!r}'):
             if self.device is not None: torch.empty(0, device=self.device)
         self.tolerate = tolerated(self.on_nonfinite)
@@ -260,7 +258,6 @@ class Learner:
         half = any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters())
         check_that(not half, name, f'{type(module).__name__} of half precision', 'in float32, else '
                    'small steps are lost: read it so, or train corrections of it (`Adapted`, --lora)')
-        check_that(callable(optimizer), 'optimizer', optimizer, 'a function (parameters, lr) -> optimiser')
         check_number('learning rate', lr, above=0)
         check_number('decay', decay, least=0, most=1)
         check_number('warm_up', warm_up, whole=True, least=0)
@@ -348,8 +345,9 @@ class Training(Run):
                 ):
         check_counts(batch=batch, n_steps=n_steps)
         check_memory('batch', batch, network.shape)
-        check_that(engine is None or isinstance(engine, Engine), 'engine', engine, 'an Engine(...) or None')
-        check_callables(**{k: settings.get(k) for k in ('noise', 'fake_noise', 'cond')})
+        for name in ('noise', 'fake_noise', 'cond'):
+            rule = settings.get(name)
+            check_that(rule is None or callable(rule), name, rule, 'a function')
         check_number('none', none, least=0, below=1)
         self.engine, self.batch, self.none = Engine() if engine is None else engine, batch, none
         settings |= dict(batch=batch, seed=seed, none=none, clip=self.engine.clip)
@@ -381,8 +379,7 @@ def draws(self:Training,
           device:torch.device|str|None=None, # None: the run's
          )->torch.Generator: # at its start
     "A generator of the run's seed for one purpose."
-    generator = torch.Generator(self.generator.device if device is None else device)
-    return generator.manual_seed(stream(self.settings['seed'], purpose))
+    return generator_for(self.settings['seed'], purpose, self.generator.device if device is None else device)
 
 @patch
 def labels(self:Training, n:int)->torch.Tensor|None: # `(n,)`

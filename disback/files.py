@@ -28,22 +28,13 @@ def _sweep(path):
                 fcntl.flock(fd, _ALONE)
                 part.unlink()
 
-def _check_parents(path, root):
-    for parent in path.parents:
-        if parent == Path(root): return
-        if parent.is_symlink(): raise ValueError(f"{printable(parent)} leads out of {printable(root)}: "
-                                                 "remove this link, nothing is written through it")
-    raise ValueError(f"{printable(path)} is not within {printable(root)}: give a path that is")
-
 # %% ../nbs/08_files.ipynb #08f11e01
 @contextlib.contextmanager
 def whole(path:str|Path, # the file to be written
           before:str|Path|None=None, # where to move the file that is there now, if it shall be kept
-          root:str|Path|None=None, # a folder of somebody's: none between it and the file may be a link
          )->Iterator[Path]: # a temporary path beside it, renamed to `path` if the block ends well
     "Write a file whole or not at all."
     path = Path(path)
-    if root is not None: _check_parents(path, root)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     tmp = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
@@ -126,7 +117,6 @@ def save_tensors(file:str|Path, # conventionally `*.safetensors`
                  tensors:dict[str,torch.Tensor], # tensors by name
                  before:str|Path|None=None, # where to move the file that is there now, if it shall be kept
                  metadata:dict[str,str]|None=None, # words for the file's header
-                 root:str|Path|None=None, # see `whole`
                 )->None:
     "Write tensors to a safetensors file, whole or not at all."
     first = sorted(_by_name(tensors).items(), key=lambda item: (-item[1].element_size(), item[0]))
@@ -137,7 +127,7 @@ def save_tensors(file:str|Path, # conventionally `*.safetensors`
         at += t.nbytes
     words = json.dumps(header).encode()
     words += b' ' * (-len(words) % 8)    # so that the numbers are aligned
-    with whole(file, before, root) as tmp, open(tmp, 'wb') as f:
+    with whole(file, before) as tmp, open(tmp, 'wb') as f:
         f.write(len(words).to_bytes(8, 'little') + words)
         for _, t in first: f.write(_raw(t))
 
@@ -173,13 +163,12 @@ def unflatten(node:dict, # what `flatten` returned
 def save_state(path:str|Path, # file to write, conventionally `*.safetensors`
                state:Any,     # nested dict and list of tensors, numbers, strings and None
                before:str|Path|None=None, # where to move the file that is there now, if it shall be kept
-               root:str|Path|None=None, # see `whole`
               )->None:
     "Save a nested state in one safetensors file, whole or not at all."
     tensors = {}
     skeleton = flatten(state, tensors)
     header = json.dumps({'skeleton': skeleton, 'sha256': fingerprint(skeleton, tensors)})
-    save_tensors(path, tensors, before, {'state': header}, root)
+    save_tensors(path, tensors, before, {'state': header})
 
 # %% ../nbs/08_files.ipynb #27afe8ab
 def load_state(path:str|Path,     # file written by `save_state`

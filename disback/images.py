@@ -44,7 +44,7 @@ def _over_white(image, grey):
 
 # %% ../nbs/02_images.ipynb #5aa40001
 def _check_options(size, channels, resample):
-    if size is not None: check_number('size', size, whole=True, least=1, most=2**14)
+    if size is not None: check_counts(2**14, size=size)
     check_choice('channels', channels, (1, 3, None), ': grey, colour, or as they are')
     check_choice('resample', resample, RESAMPLE)
 
@@ -95,7 +95,7 @@ def check_fit(shape:tuple,     # of an image, `(C, H, W)`
 
 
 # %% ../nbs/02_images.ipynb #7764d0a9
-IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'QOI')
+IMAGE_FORMATS = 'PNG JPEG WEBP BMP DIB GIF TIFF PPM JPEG2000 AVIF QOI'.split()
 LABEL_FILE = 'dataset.json'
 RUBBISH = ('@eadir', '#recycle', '#snapshot', '@recycle', '@recently-snapshot', '@__thumb', '__macosx',
            'lost+found', '$recycle.bin', 'recycler', 'system volume information', 'thumbs', 'thumbnails')
@@ -179,18 +179,6 @@ def _zip_read(path, most, offset, method, packed, size, crc):
         raise ValueError("the archive is cut, or was changed")
     return data
 
-# %% ../nbs/02_images.ipynb #432883b4
-def _open_image(data): # bytes
-    "Open an image without decoding it."
-    formats = _readable()[0]
-    try: image = Image.open(io.BytesIO(data), formats=formats)
-    except UnidentifiedImageError:
-        raise ValueError(f"its content is not one of {', '.join(formats)}") from None
-    n = image.width * image.height
-    if n > (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise ValueError(f"it claims {n:,} pixels, more than `PIL.Image.MAX_IMAGE_PIXELS`")
-    return image
-
 # %% ../nbs/02_images.ipynb #9582e15a
 class Files:
     "The images of a folder or a zip archive: what there is, and how to read it; nothing is decoded."
@@ -230,11 +218,19 @@ def read(self:Files,
     if self.in_folder: return check_regular(self._path/name, most).read_bytes()
     return _zip_read(self._path, most, *self._members[name])
 
+# %% ../nbs/02_images.ipynb #432883b4
 @patch
 def image(self:Files,
           name:str): # one of `names`
     "Open a PIL image, which is not decoded yet."
-    return _open_image(self.read(name))
+    formats = _readable()[0]
+    try: image = Image.open(io.BytesIO(self.read(name)), formats=formats)
+    except UnidentifiedImageError:
+        raise ValueError(f"its content is not one of {', '.join(formats)}") from None
+    n = image.width * image.height
+    if n > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError(f"it claims {n:,} pixels, more than `PIL.Image.MAX_IMAGE_PIXELS`")
+    return image
 
 # %% ../nbs/02_images.ipynb #5aa40005
 MOST_CHECKED = 2**28 # bytes of a folder that are read for checksums
@@ -293,9 +289,6 @@ def _home(names): # sorted names -> the deepest folder that holds all of them, '
 def _tops(names, home): # -> the folder in `home` that holds each, '' if it lies in `home` itself
     return [name[len(home):].rpartition('/')[0].partition('/')[0] for name in names]
 
-def _in_order(classes): # as numbers, if all are whole numbers, else as text
-    return sorted(classes, key=lambda c: (int(c), c) if all(map(str.isdecimal, classes)) else c)
-
 # %% ../nbs/02_images.ipynb #f3ad0105
 @patch
 def labelled(self:Files,
@@ -311,7 +304,8 @@ def labelled(self:Files,
     if tables: return names, _from_table(self, max(tables, key=len), names), None # the nearest above all
     if home != within and not any(_tops(names, home)): home = _home([home[:-1]])  # one class alone
     tops = _tops(names, home)
-    classes = _in_order({*tops})
+    numbered = all(map(str.isdecimal, tops))
+    classes = sorted({*tops}, key=lambda c: (int(c), c) if numbered else c)
     if classes == ['']: return names, None, None
     if classes[0] == '':
         stray, other = names[tops.index('')], names[tops.index(classes[1])].rpartition('/')[0]
@@ -360,7 +354,7 @@ class Images:
         for name, value in dict(memory=memory, skip_broken=skip_broken).items():
             check_number(name, value, whole=True, least=0)
         self._threads = min(8, os.cpu_count() or 1) if threads is None else threads
-        check_number('threads', self._threads, whole=True, least=1, most=1024)
+        check_counts(1024, threads=self._threads)
         self.source = source if isinstance(source, Files) else Files(source)
         self.names, self.labels, self.classes = self.source.labelled(within) # labels `(n,)`, long, or None
         self._options, self._memory, self._skip = (size, channels, resample), memory, skip_broken

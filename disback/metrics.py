@@ -125,7 +125,7 @@ def sliced_w2(x:torch.Tensor, # samples `(n, *dims)`
              )->float:        # data units
     "Root mean square over directions of the 2-Wasserstein distance of the projections (Bonneel et al. 2015)."
     x, y = as_pair(x, y, least=1)
-    check_number('n_directions', n_directions, whole=True, least=1, most=10_000)
+    check_counts(10_000, n_directions=n_directions)
     g = generator or torch.Generator().manual_seed(0)
     theta = torch.randn(x.shape[1], n_directions, generator=g, dtype=x.dtype, device=g.device)
     x, y = [(a @ F.normalize(theta, dim=0).to(a)).sort(0).values for a in (x, y)]

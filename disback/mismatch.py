@@ -11,7 +11,7 @@ __all__ = ['ROWS', 'QUANTITIES', 'sigma_ladder', 'as_sigmas', 'as_noised', 'at_r
 
 # %% ../nbs/30_mismatch.ipynb #2d093475
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
@@ -21,11 +21,11 @@ from matplotlib.cm import ScalarMappable
 from torch import nn
 from .core import check_calls, check_choice, check_counts, check_number, check_that, patch, stream
 from .data import Classes
-from .diffusion import as_labels, expand
+from .diffusion import as_labels, expand, generator_for, labels_beside
 from .files import load_state, save_state
 from .metrics import as_rows
 from .mixtures import FiniteSample
-from .networks import clone, device_of, noise_shape
+from .networks import as_levels, clone, device_of, lent, noise_shape
 from .plots import COLORS, new_axes, show_points
 from .samplers import generate
 
@@ -38,7 +38,7 @@ def sigma_ladder(sigma_data:Any,  # root mean square of the data, data units; or
     "Noise levels in equal ratios around the scale of the data."
     sigma_data = getattr(sigma_data, 'sigma_data', sigma_data)
     if isinstance(sigma_data, torch.Tensor) and sigma_data.numel() == 1: sigma_data = sigma_data.item()
-    check_number('n', n, whole=True, least=1, most=10_000)
+    check_counts(10_000, n=n)
     check_number('sigma_data', sigma_data, above=0)
     check_number('low', low, above=0)
     check_number('high', high, least=low)
@@ -65,25 +65,22 @@ def as_noised(x0:torch.Tensor,       # clean samples `(n, *dims)`
     as_rows(x0, 'x0', least=1)
     check_that(x0.is_floating_point(), 'x0', x0, 'samples in floating point')
     if eps is None:
-        g = generator or torch.Generator().manual_seed(stream(0, 'mismatch'))
+        g = generator or generator_for(0, 'mismatch')
         eps = torch.randn(x0.shape, generator=g, device=g.device, dtype=x0.dtype)
     as_rows(eps, 'eps', least=1)
     good = eps.shape == x0.shape
     check_that(good, 'eps', eps, f'unit noise of the shape of x0, {tuple(x0.shape)}, drawn for each sample')
-    if cond is not None: cond = as_labels(cond, len(x0)).to(x0.device)
-    return x0.detach(), eps.detach().to(x0), cond
+    return x0.detach(), eps.detach().to(x0), labels_beside(x0, cond)
 
 # %% ../nbs/30_mismatch.ipynb #e63fbb2d
 @contextmanager
 def at_rest(*networks:Callable # denoisers; those that are no modules are left alone
            )->Iterator[None]:
     "Within the block modules are in evaluation mode; afterwards each is in the mode it was in."
-    modes = {m: m.training for n in networks if isinstance(n, nn.Module) for m in n.modules()}
-    try:
-        for m in modes: m.training = False
+    with ExitStack() as stack:
+        for network in networks:
+            if isinstance(network, nn.Module): stack.enter_context(lent(network, training=False))
         yield
-    finally:
-        for m, training in modes.items(): m.training = training
 
 # %% ../nbs/30_mismatch.ipynb #92cbee7e
 def answer(denoiser:Callable,  # `D(x, sigma, cond)`
@@ -192,7 +189,7 @@ class LabelledSample(nn.Module):
                )->torch.Tensor:     # `(B, *dims)`
         check_that(cond is not None, 'cond', cond, 'labels (B,): these samples have classes')
         cond, out = as_labels(cond, len(x)).to(x.device), torch.empty_like(x)
-        sigma = expand(sigma, x).flatten().expand(len(x))
+        sigma = as_levels(sigma, x)
         for c in cond.unique().tolist():
             check_choice('class', str(c), self.classes, ', of which there are samples')
             own = cond == c
@@ -245,8 +242,7 @@ def mismatch_field(a:Callable,          # a denoiser
                   )->torch.Tensor:      # `sigma * (s_a - s_b)`, `(P, *dims)`
     "Difference of two scores at given points, in units of the noise."
     as_rows(points, 'points', least=1)
-    if cond is not None: cond = as_labels(cond, len(points)).to(points.device)
-    at = points, points.new_full((len(points),), as_sigmas(sigma).item()), cond
+    at = points, points.new_full((len(points),), as_sigmas(sigma).item()), labels_beside(points, cond)
     with at_rest(a, b): return answer(a, *at) - answer(b, *at)
 
 # %% ../nbs/30_mismatch.ipynb #df6eefbd
@@ -358,7 +354,7 @@ class MismatchRecorder:
                  keep_samples:bool=False, # whether to keep the samples, for `MismatchExplorer`
                 ):
         check_counts(every=every)
-        check_number('n', n, whole=True, least=1, most=10**6)
+        check_counts(10**6, n=n)
         stream(seed, 'recorder')    # a seed it must be
         self.teacher, self.sigmas = teacher, as_sigmas(sigma_ladder(teacher) if sigmas is None else sigmas)
         self.every, self.n, self.seed, self.keep_samples = every, n, seed, keep_samples
@@ -373,7 +369,7 @@ class MismatchRecorder:
 @torch.no_grad()
 def measure(self:MismatchRecorder, run:Any)->MismatchRecord: # a `Backtracking` run, between two steps
     "Generate the student's samples and take their mismatch apart."
-    g, device = torch.Generator().manual_seed(stream(self.seed, 'recorder')), device_of(run.target)
+    g, device = generator_for(self.seed, 'recorder'), device_of(run.target)
     z = torch.randn(self.n, *noise_shape(run.student), generator=g).to(device)
     cond = None if run.cond is None else run.cond(self.n, g).to(device)
     target = run.walk.call if run.engine.bf16_target else run.target # weights in bf16 need its cast

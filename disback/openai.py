@@ -13,9 +13,9 @@ from typing import Any, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from .core import check_calls, check_choice, check_number, patch, printable
-from .edm import DhariwalUNet, Positional, check_arguments, waves
+from .edm import DhariwalUNet, Positional, check_arguments
 from .files import check_weights, read_weights
-from .networks import in_words, register
+from .networks import in_words, register, waves
 from .pipelines import NOISE, OfKind, unet_labels
 
 # %% ../nbs/19_openai.ipynb #19e00006

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['BETAS', 'KINDS', 'RANGE', 'NOISE', 'VP', 'SCHEDULERS', 'OURS', 'NEEDED', 'FACTS', 'OTHERWISE', 'OLD', 'WEIGHTS',
            'RENAMED', 'INDEX', 'betas_of', 'log_sigmas_of', 'timestep', 'as_vp', 'as_edm', 'as_consistency', 'as_flow',
-           'of_diffusers', 'unet2d', 'image_shape', 'unet_labels', 'known_noise', 'OfKind', 'DiffusersUNet',
-           'scheduler_defaults', 'check_known', 'scheduler_facts', 'from_unet', 'read_config', 'check_sizes', 'renamed',
-           'parts_in', 'weights_in', 'read_parts', 'read_unet', 'check_pixels', 'load_pipeline']
+           'of_diffusers', 'unet2d', 'sides_of', 'check_channels', 'image_shape', 'unet_labels', 'known_noise',
+           'OfKind', 'DiffusersUNet', 'scheduler_defaults', 'check_known', 'scheduler_facts', 'from_unet',
+           'read_config', 'check_sizes', 'renamed', 'parts_in', 'weights_in', 'read_parts', 'read_unet', 'check_pixels',
+           'load_pipeline']
 
 # %% ../nbs/15_pipelines.ipynb #c07d9579
 import importlib, inspect, math, re
 from pathlib import Path
 from typing import Any
 import torch
-from .core import (check_calls, check_choice, check_number, check_that, in_short, patch, printable,
-                          typed)
+from .core import (check_calls, check_choice, check_counts, check_number, check_that, in_short, patch,
+                          printable, typed)
 from .data import Classes
 from .diffusion import as_labels, precondition
 from .files import filled, read_json, read_weights
@@ -140,18 +141,35 @@ def unet2d(config:dict # arguments of `UNet2DModel`
             unet(torch.empty(1, *shape), none, None if unet.class_embedding is None else none)
     return unet
 
+# %% ../nbs/15_pipelines.ipynb #b5cab7c5
+def sides_of(size:Any, # in a configuration: one whole number, or two
+             name:str='sample_size', # what it is called in the message
+            )->list[int]: # height and width
+    "The sides of a picture."
+    sides = [*size] if isinstance(size, (list, tuple)) else [size, size]
+    check_list(name, sides, 2, 2)
+    return sides
+
+# %% ../nbs/15_pipelines.ipynb #b5cab7c3
+def check_channels(config:dict # arguments of a network
+                  )->None:
+    "Raise unless a network gives back as many channels as it takes, or says nothing of them."
+    C, out = config['in_channels'], config['out_channels']
+    wanted = f'{C}, or twice as many (a learned variance follows)'
+    check_that(out in (None, C, 2 * C), 'out_channels', out, wanted)
+
 # %% ../nbs/15_pipelines.ipynb #b5cab7c6
 def image_shape(config:dict # complete arguments of `UNet2DModel`
                )->tuple:    # `(C, H, W)`
     "Shape of the pictures of a U-Net, after a look at what it takes and gives."
-    size, C, out = config['sample_size'], config['in_channels'], config['out_channels']
+    size = config['sample_size']
     if size is None:
         raise ValueError("the U-Net does not say how large its pictures are: give `sample_size=`, in pixels")
-    check_that(out in (C, 2 * C), 'out_channels', out, f'{C}, or twice as many (a learned variance follows)')
+    check_channels(config)
     check_choice('time_embedding_type', config['time_embedding_type'], ('positional', 'learned'),
                  ' (random frequencies are those of score networks, which are not read)')
     check_choice('class_embed_type', config['class_embed_type'], [None], ' (labels by number)')
-    return C, *((size, size) if isinstance(size, int) else size)
+    return config['in_channels'], *sides_of(size)
 
 # %% ../nbs/15_pipelines.ipynb #781eaac1
 def unet_labels(n_classes:int|None,     # of the U-Net
@@ -358,9 +376,9 @@ def read_config(file:Path, # one of the JSON files of a pipeline
 def check_sizes(config:dict): # of a U-Net, as read
     "Raise if a size is of the wrong kind, or so large that no network can be meant."
     side = config.get('sample_size')
-    if side is not None: check_list('sample_size', side if isinstance(side, list) else [side, side], 2, 2)
+    if side is not None: sides_of(side)
     check_list('block_out_channels', config.get('block_out_channels', [1]), 1, 12)
-    check_number('layers_per_block', config.get('layers_per_block', 1), whole=True, least=1, most=16)
+    check_counts(16, layers_per_block=config.get('layers_per_block', 1))
 
 # %% ../nbs/15_pipelines.ipynb #4bb71235
 WEIGHTS = 'diffusion_pytorch_model'

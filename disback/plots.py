@@ -13,7 +13,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from .core import check_calls, check_number, check_that
+from .core import check_calls, check_counts, check_number, check_that
 
 # %% ../nbs/04_plots.ipynb #a0d2cb50
 COLORS = {'data': '#8c8c8c', 'teacher': '#0072B2', 'student': '#E69F00', 'fake': '#009E73',
@@ -59,7 +59,7 @@ def show_points(x:torch.Tensor,       # samples `(n, 2)`
                 size:float=2.,        # of a point
                )->Axes:
     "Scatter points in the plane."
-    check_number('most', most, whole=True, least=1)
+    check_counts(most=most)
     ax = new_axes(ax)
     ax.scatter(*check_points(x)[:most, :2].T.numpy(), s=size, color=color, linewidths=0, alpha=.7)
     ax.set_aspect('equal')
@@ -78,7 +78,7 @@ def image_grid(x:torch.Tensor,  # images `(n, C, H, W)` in [-1, 1]
     check_that(good and x.isfinite().all(), 'images', x, 'a tensor of finite images (n, 1 or 3, H, W)')
     check_number('pad', pad, whole=True, least=0, most=1000)
     n, C, H, W = x.shape
-    if columns is not None: check_number('columns', columns, whole=True, least=1, most=n)
+    if columns is not None: check_counts(n, columns=columns)
     columns = columns or max(1, round(n**.5))
     rows, H_tile, W_tile = -(-n // columns), H + pad, W + pad
     tiles = torch.ones(rows * columns, C, H_tile, W_tile)
@@ -124,7 +124,7 @@ def filmstrip(frames:list,      # samples, one a panel
     columns, colors = n if columns is None else columns, colors or [COLORS['student']] * n
     for name, value in dict(titles=titles, colors=colors).items():
         check_that(0 < n == len(value), name, value, f'one for each of the {n} frames')
-    check_number('columns', columns, whole=True, least=1, most=1000)
+    check_counts(1000, columns=columns)
     check_number('width', width, above=0, most=100)
     rows, points = -(-n // columns), frames[0].ndim == 2
     beneath = [data] if points and data is not None else []
@@ -144,7 +144,7 @@ def running_mean(y:Iterable, # `(n,)`
                  window:int, # values averaged
                 )->torch.Tensor: # `(n,)`, double precision
     "Mean over the last `window` values (over fewer at the start)."
-    check_number('window', window, whole=True, least=1)
+    check_counts(window=window)
     c = torch.cat([torch.zeros(1, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64).cumsum(0)])
     i = torch.arange(1, len(c))
     j = (i - window).clamp(min=0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from .core import check_calls, check_that, defaults, patch, stream
 from .data import as_sampler
-from .diffusion import as_labels, check_samples
+from .diffusion import as_labels, check_samples, labels_beside
 from .engine import Engine, Learner, Training
 from .networks import check_network, clone, lent, seeded
 from .runs import GeneratorState, adam
@@ -27,8 +27,8 @@ def take(sampler:Callable, # `(n, generator=...) -> x`, or `(x, cond)`
     x, cond = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
     check_samples(x, name='what the data give')
     check_that(len(x) == n, 'what the data give', x, f'the {n} samples that were asked for')
-    if cond is not None: cond = as_labels(cond, n).to(device)
-    return x.to(device, torch.get_default_dtype()), cond
+    x = x.to(device, torch.get_default_dtype())
+    return x, labels_beside(x, cond)
 
 # %% ../nbs/12_pretraining.ipynb #d930cd3d
 def check_shape(shape:tuple,       # of a sample

@@ -10,9 +10,10 @@ __all__ = ['toward', 'euler_step', 'heun_step', 'unit_noise', 'churn', 'sample_s
 import inspect, math
 from typing import Any, Callable, Iterator, Sequence
 import torch
-from .core import check_calls, check_counts, check_memory, check_number, check_that, stream
+from .core import check_calls, check_counts, check_memory, check_number, check_that
 from .data import Labels
-from .diffusion import as_labels, check_alike, check_samples, drawn_by, expand, karras_sigmas
+from .diffusion import (check_alike, check_samples, drawn_by, expand, generator_for, karras_sigmas,
+                               labels_beside)
 from .networks import check_network, device_of, noise_range, noise_shape
 
 # %% ../nbs/06_samplers.ipynb #493199a7
@@ -102,7 +103,7 @@ def sample_steps(denoiser:Callable, # `D(x, sigma, cond)`
         check_number(name, value, least=0)
     z, (least, most) = unit_noise(noise, generator), noise_range(denoiser)
     if z is not noise: z = z.to(device_of(denoiser, z.device))
-    if cond is not None: cond = as_labels(cond, len(z)).to(z.device)
+    cond = labels_beside(z, cond)
     check_number('sigma_min', sigma_min, above=0)
     check_number('sigma_max', sigma_max, above=least)
     sigma_min, sigma_max = max(sigma_min, least), min(sigma_max, most)
@@ -194,12 +195,12 @@ def generate(module:Callable, # a student or a denoiser; a module computes where
     "Samples by noise or by seed, from whatever makes them."
     if not isinstance(noise, torch.Tensor):
         check_that(hasattr(module, 'shape'), 'module', module, 'one that knows the `shape` of a sample')
-        generator, labels = torch.Generator().manual_seed(stream(seed, 'samples')), labels_for(module)
+        generator, labels = generator_for(seed, 'samples'), labels_for(module)
         noise = unit_noise((noise, *noise_shape(module)), generator)
         if cond is None and labels is not None: cond = labels(len(noise), generator)
     check_samples(noise, noise_shape(module), 'noise')
     check_counts(batch=batch)
-    if cond is not None: cond = as_labels(cond, len(noise))
+    cond = labels_beside(noise, cond)
     if not len(noise): return noise
     call, device = module, device_of(module, noise.device)
     if is_denoiser(module): call = lambda z, c: sample(module, z, cond=c, **options)

@@ -24,28 +24,41 @@ from .data import Classes
 from .diffusion import as_labels, check_samples
 from .files import load_state, readable, save_state, write_json
 from .networks import Preconditioned, check_list, in_words, register
-from .pipelines import (FACTS, NOISE, OURS, WEIGHTS, OfKind, of_diffusers, parts_in, read_config,
-                               read_unet, scheduler_facts, timestep, weights_in)
+from .pipelines import (FACTS, NOISE, OURS, WEIGHTS, OfKind, check_channels, of_diffusers, parts_in,
+                               read_config, read_unet, scheduler_facts, sides_of, timestep, weights_in)
 
 # %% ../nbs/17_text.ipynb #5aa51708
-_VAE, _CLIP = 'AutoencoderKL', 'CLIPTextModelWithProjection'
-_SD = dict(tokenizer='CLIPTokenizer', text_encoder='CLIPTextModel', unet='UNet2DConditionModel', vae=_VAE)
-_T5 = dict(tokenizer='T5Tokenizer', text_encoder='T5EncoderModel', vae=_VAE)
-_PIXART = _T5 | dict(transformer='PixArtTransformer2DModel')
-PIPELINES = dict(    # and the class of each part
-    StableDiffusionPipeline=_SD,
-    StableDiffusionXLPipeline=_SD | dict(tokenizer_2='CLIPTokenizer', text_encoder_2=_CLIP),
-    StableDiffusion3Pipeline=dict(transformer='SD3Transformer2DModel', vae=_VAE,
-                                  tokenizer='CLIPTokenizer', text_encoder=_CLIP,
-                                  tokenizer_2='CLIPTokenizer', text_encoder_2=_CLIP,
-                                  tokenizer_3='T5Tokenizer', text_encoder_3='T5EncoderModel'),
-    FluxPipeline=dict(transformer='FluxTransformer2DModel', vae=_VAE,
-                      tokenizer='CLIPTokenizer', text_encoder='CLIPTextModel',
-                      tokenizer_2='T5Tokenizer', text_encoder_2='T5EncoderModel'),
-    PixArtAlphaPipeline=_PIXART, PixArtSigmaPipeline=_PIXART,
-    SanaPipeline=dict(transformer='SanaTransformer2DModel', vae='AutoencoderDC',
-                      tokenizer='GemmaTokenizer', text_encoder='Gemma2Model'),
-    DiTPipeline=dict(transformer='DiTTransformer2DModel', vae=_VAE))
+_PARTS = """
+StableDiffusionPipeline    tokenizer=CLIPTokenizer text_encoder=CLIPTextModel
+                           unet=UNet2DConditionModel vae=AutoencoderKL
+
+StableDiffusionXLPipeline  tokenizer=CLIPTokenizer text_encoder=CLIPTextModel
+                           unet=UNet2DConditionModel vae=AutoencoderKL
+                           tokenizer_2=CLIPTokenizer text_encoder_2=CLIPTextModelWithProjection
+
+StableDiffusion3Pipeline   transformer=SD3Transformer2DModel vae=AutoencoderKL
+                           tokenizer=CLIPTokenizer text_encoder=CLIPTextModelWithProjection
+                           tokenizer_2=CLIPTokenizer text_encoder_2=CLIPTextModelWithProjection
+                           tokenizer_3=T5Tokenizer text_encoder_3=T5EncoderModel
+
+FluxPipeline               transformer=FluxTransformer2DModel vae=AutoencoderKL
+                           tokenizer=CLIPTokenizer text_encoder=CLIPTextModel
+                           tokenizer_2=T5Tokenizer text_encoder_2=T5EncoderModel
+
+PixArtAlphaPipeline        tokenizer=T5Tokenizer text_encoder=T5EncoderModel
+                           vae=AutoencoderKL transformer=PixArtTransformer2DModel
+
+PixArtSigmaPipeline        tokenizer=T5Tokenizer text_encoder=T5EncoderModel
+                           vae=AutoencoderKL transformer=PixArtTransformer2DModel
+
+SanaPipeline               transformer=SanaTransformer2DModel vae=AutoencoderDC
+                           tokenizer=GemmaTokenizer text_encoder=Gemma2Model
+
+DiTPipeline                transformer=DiTTransformer2DModel vae=AutoencoderKL"""
+PIPELINES = {name: dict(part.split('=') for part in parts)    # and the class of each part
+             for name, *parts in map(str.split, _PARTS.split('\n\n'))}
+
+# %% ../nbs/17_text.ipynb #5aa517f9
 SPLIT = dict(ada_norm_zero='DiTTransformer2DModel',    # the classes that were once one, by `norm_type`
            ada_norm_single='PixArtTransformer2DModel')
 _ONCE = 'Transformer2DModel'
@@ -241,8 +254,7 @@ def picture_sizes(folder:Path # of a pipeline
     "What a network of Stable Diffusion XL is told of its picture (Podell et al. 2023, section 2.2)."
     side = read_config(folder/'unet/config.json').get('sample_size')
     levels = read_config(folder/'vae/config.json').get('block_out_channels')
-    sides = side if isinstance(side, list) else [side, side]
-    check_list(f'sample_size in {printable(folder)}', sides, 2, 2)
+    sides = sides_of(side, f'sample_size in {printable(folder)}')
     check_list(f'block_out_channels in {printable(folder)}', levels, 1, 12)
     sides = [n * 2**(len(levels) - 1) for n in sides]
     return torch.tensor([[*sides, 0, 0, *sides]], dtype=torch.float)
@@ -323,9 +335,7 @@ def _ask_unet(net, x, time, text, pooled=None, sizes=None):
 
 # %% ../nbs/17_text.ipynb #5aa51802
 def _flat(config, **needs): # what a transformer takes; whether it gives what a denoiser needs
-    C, out = config['in_channels'], config['out_channels']
-    wanted = f'{C}, or twice as many (a learned variance follows)'
-    check_that(out in (None, C, 2 * C), 'out_channels', out, wanted)
+    check_channels(config)
     return needs
 
 def _pixart_needs(config):
@@ -402,8 +412,7 @@ def latent_shape(net:nn.Module, # of diffusers
                 )->tuple:       # `(C, H, W)`
     "Shape of the latents that a network was made for."
     size = getattr(net.config, 'sample_size', 128) if size is None else size
-    sides = [*size] if isinstance(size, (list, tuple)) else [size, size]
-    check_list('sample_size', sides, 2, 2)
+    sides = sides_of(size)
     side = FAMILIES[type(net).__name__].side
     check_that(not any(n % side for n in sides), 'size', sides, f'multiples of {side}')
     return net.config.in_channels // side**2, *sides
@@ -537,11 +546,10 @@ def sigma_of_step(self:LatentNetwork,
 @patch
 def checkpointing(self:LatentNetwork,
                   on:bool=True, # whether to compute blocks again rather than keep what is inside
-                  function:Any=None, # `function(block, *args)`, which does so; None: torch's
                  )->None:
     "Trade time for memory in the blocks of the network."
-    if not on: return self.net.disable_gradient_checkpointing()
-    self.net.enable_gradient_checkpointing(*[] if function is None else [function])
+    if on: self.net.enable_gradient_checkpointing()
+    else: self.net.disable_gradient_checkpointing()
 
 # %% ../nbs/17_text.ipynb #5aa51805
 def class_names(index:dict,   # `model_index.json` of a pipeline

@@ -704,7 +704,10 @@ SPECIAL = {
     "data.full_name": dict(name=lambda: "ring"),
     "diffusion.denoising_loss": dict(weight=levels),
     "diffusion.check_alike": dict(tensors=lambda: dict(a=randn(4, 2), b=randn(4, 2))),
-    "diffusion.as_labels": dict(cond=lambda: torch.arange(4) % 3),
+    **dict.fromkeys(
+        ("diffusion.as_labels", "diffusion.labels_beside"), dict(cond=lambda: torch.arange(4) % 3)
+    ),
+    "diffusion.generator_for": dict(purpose=lambda: "noise"),
     "edges.Schedule": dict(
         alpha=lambda: torch.ones_like, sigma=lambda: torch.ones_like, first=lambda: 0.0, last=lambda: 1.0
     ),
@@ -903,7 +906,8 @@ SPECIAL = {
     "pipelines.as_edm": dict(sigma_data=lambda: 0.5),
     "pipelines.as_consistency": dict(sigma_data=lambda: 0.5, sigma_min=lambda: 0.002),
     **dict.fromkeys(
-        ("pipelines.unet2d", "pipelines.image_shape", "pipelines.check_sizes"), dict(config=unet_config)
+        ("pipelines.unet2d", "pipelines.image_shape", "pipelines.check_sizes", "pipelines.check_channels"),
+        dict(config=unet_config),
     ),
     "pipelines.OfKind": dict(
         shape=lambda: (3, 8, 8), kind=lambda: "vp", prediction_type=lambda: "epsilon", said=dict
