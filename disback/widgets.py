@@ -19,7 +19,6 @@ from time import monotonic, sleep
 from types import NoneType
 from typing import Any, Callable, Iterator, NamedTuple
 import ipywidgets as w
-import numpy as np
 import torch
 from PIL import Image
 from ipyevents import Event
@@ -172,8 +171,8 @@ def png(self:Sheet,
         self.set_layout_engine('none')
     canvas = FigureCanvasAgg(self)
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]    # nothing is transparent
-    Image.fromarray(pixels).save(file, 'png', compress_level=1)
+    drawn = Image.frombuffer('RGBA', canvas.get_width_height(), canvas.buffer_rgba())
+    drawn.convert('RGB').save(file, 'png', compress_level=1)    # nothing is transparent
     return file.getvalue()
 
 # %% ../nbs/44_widgets.ipynb #b1256ecb
