@@ -17,18 +17,19 @@ from tyro.conf import Positional, arg
 from .core import DEFAULTS, check_calls, check_number, patch, patch_property
 
 # %% ../nbs/40_options.ipynb #79d8d07f
-RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n', 'size', 'channels', 'jobs',
-                         'pieces', 'pretrain_steps', 'degrade_steps', 'steps', 'budget'),
-                        dict(whole=True, least=1, most=10**9))
-          | dict.fromkeys(('lr', 'fake_lr', 'sigma_init', 'student_sigmas', 'threshold', 'sigma_data',
-                           'alpha', 'clip'), dict(above=0))
-          | dict.fromkeys(('seed', 'seeds'), dict(whole=True, least=0, below=2**62))
-          | dict.fromkeys(('nodes', 'eval_n'), dict(whole=True, least=2))
-          | dict.fromkeys(('timestep', 'warm_up'), dict(whole=True, least=0, most=10**9))
-          | dict(lora=dict(whole=True, least=1, most=10**4), none=dict(least=0, below=1), guidance=dict(),
-                 betas=dict(least=0, below=1), decay=dict(least=0, most=1), classes=dict(whole=True, least=0),
-                 skip_broken_images=dict(whole=True, least=0),
-                 port=dict(whole=True, least=1, below=2**16)))
+RANGES = {name: limits for names, limits in {
+    'n_steps batch ratio every eval_every n size channels jobs pieces pretrain_steps degrade_steps steps '
+    'budget': dict(whole=True, least=1, most=10**9),
+    'lr fake_lr sigma_init student_sigmas threshold sigma_data alpha clip': dict(above=0),
+    'seed seeds': dict(whole=True, least=0, below=2**62),
+    'nodes eval_n': dict(whole=True, least=2),
+    'timestep warm_up': dict(whole=True, least=0, most=10**9),
+    'classes skip_broken_images': dict(whole=True, least=0),
+    'lora': dict(whole=True, least=1, most=10**4),
+    'port': dict(whole=True, least=1, below=2**16),
+    'none betas': dict(least=0, below=1),
+    'decay': dict(least=0, most=1),
+    'guidance': dict()}.items() for name in names.split()}
 
 # %% ../nbs/40_options.ipynb #19295dc9
 class Checked:
