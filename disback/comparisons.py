@@ -31,6 +31,7 @@ from .core import (Table, check_calls, check_choice, check_counts, check_number,
                           check_that, defaults, patch_property, stream)
 from .data import DATA_NAMES, load_data
 from .degradation import Degradation, EqualDrift, Every
+from .diffusion import generator_for
 from .files import file_digest, fingerprint, load_state, read_json, save_state, whole, write_json
 from .losses import LOSSES, get_loss
 from .metrics import Judge
@@ -46,7 +47,7 @@ from .samplers import calls_of, generate, labels_for
 def random_mixture(seed:int # whole number from 0
                   )->GaussianMixture:
     "Three to twelve Gaussians of various widths and weights in a square of side 8."
-    g = torch.Generator().manual_seed(stream(seed, 'mixture'))
+    g = generator_for(seed, 'mixture')
     k = int(torch.randint(3, 13, (1,), generator=g))
     means, stds = 8 * torch.rand(k, 2, generator=g) - 4, .1 + .4 * torch.rand(k, generator=g)
     return GaussianMixture(means, stds, .3 + torch.rand(k, generator=g))
@@ -352,7 +353,7 @@ def distance_for(teacher:nn.Module, # by whose classes students are asked, if it
                  protocol:Protocol, # how many samples
                 )->Callable:        # `network -> number`, the smaller the better; a teacher has one too
     "How far a student is from the data of a task: energy distance of points, Fréchet distance of images."
-    g = torch.Generator().manual_seed(stream(0, 'judge of a comparison'))
+    g = generator_for(0, 'judge of a comparison')
     judge, labels = Judge(held_out(protocol.n, generator=g)), labels_for(teacher)
     after = g.get_state()
     def distance(network):    # the same draws for all

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['WHOLE', 'expand', 'check_samples', 'check_alike', 'as_labels', 'score_from_denoised', 'denoised_from_score',
            'eps_from_denoised', 'denoised_from_eps', 'v_from_denoised', 'denoised_from_v', 'drawn_by', 'LogNormal',
-           'edm_noise', 'karras_sigmas', 'KarrasNoise', 'StepNoise', 'precondition', 'edm_weight', 'denoising_loss']
+           'generator_for', 'edm_noise', 'karras_sigmas', 'KarrasNoise', 'StepNoise', 'precondition', 'edm_weight',
+           'denoising_loss']
 
 # %% ../nbs/01_diffusion.ipynb #7f5277ba
 import math
 from dataclasses import dataclass
 from typing import Any, Sequence
 import torch
-from .core import check_calls, check_number, check_that, in_short
+from .core import check_calls, check_number, check_that, in_short, stream
 
 # %% ../nbs/01_diffusion.ipynb #4b609d17
 def expand(sigma:torch.Tensor|float, # noise level, `()` or `(B,)`
@@ -134,6 +135,13 @@ class LogNormal:
 
     def __call__(self, n:int, generator:torch.Generator|None=None)->torch.Tensor: # `(n,)`
         return (self.mean + self.std * torch.randn(n, **drawn_by(generator))).exp()
+
+# %% ../nbs/01_diffusion.ipynb #41dc75c9
+def generator_for(seed:int,    # what the user chose, from 0
+                  purpose:str, # as `core.stream` has it
+                 )->torch.Generator: # on the CPU
+    "A generator at the start of one random stream."
+    return torch.Generator().manual_seed(stream(seed, purpose))
 
 # %% ../nbs/01_diffusion.ipynb #8c8efc74
 def edm_noise(sigma_data:float=0.5, # standard deviation of the data, in data units

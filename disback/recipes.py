@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from .adapters import Adapted
 from .backtracking import backtracking_passes
-from .core import Table, check_calls, check_choice, check_counts, check_number, check_regular
-from .core import check_that, shipped
+from .core import (Table, check_calls, check_choice, check_counts, check_number, check_regular,
+                          check_that, shipped)
 from .degradation import EqualDrift, Every, degradation_passes, pool_for
 from .edm import edm_network
 from .engine import Engine

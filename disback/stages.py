@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'tell_time', 'train', 'source_of',
            'bundled', 'resizable', 'named_again', 'allowed', 'judge_for', 'quality', 'warn_of_few', 'judge_of',
-           'curves', 'path_figure', 'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described',
-           'options_of', 'pretrain', 'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_',
+           'curves', 'path_figure', 'new_network', 'identity', 'command_of', 'write_about', 'begun', 'options_of',
+           'pretrain', 'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_',
            'labels_like', 'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of',
            'best_of', 'lag_of', 'follow', 'check_batch', 'backtrack', 'trained', 'say_classes', 'classes_of',
            'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'measured', 'evaluate',
@@ -37,7 +37,7 @@ from .core import (Table, check_calls, check_counts, check_memory, check_that, d
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
-from .diffusion import StepNoise
+from .diffusion import StepNoise, generator_for
 from .downloads import at_hand
 from .edges import check_denoiser
 from .edm import edm_network, load_edm
@@ -58,7 +58,7 @@ from .pipelines import load_pipeline, weights_in
 from .plots import COLORS, filmstrip, node_colors, show_curve, show_images
 from .pretraining import Pretraining
 from .recipes import as_args, hours, n_parameters
-from .runs import Checkpoints, Run, adam, drive
+from .runs import Checkpoints, OneProcess, Run, adam, all_finite, drive
 from .samplers import calls_of, is_denoiser
 from .text import (ask_by, encode_prompts, export, how_to_call, is_pipeline, load_text_pipeline,
                           network_part, read_texts, takes_prompts)
@@ -109,8 +109,8 @@ def row_of(run:Run,    # after a step
            record:tuple, # of that step, named
           )->dict:     # `{name: number}`
     "A step as it stands in the metrics: what is finite, and how many steps were skipped."
-    values = {name: float(value) for name, value in record._asdict().items() if name != 'step'}
-    row = {name: round(value, 6) for name, value in values.items() if math.isfinite(value)}
+    row = {name: round(float(value), 6) for name, value in record._asdict().items()
+           if name != 'step' and math.isfinite(value)}
     if run.guard.skipped: row['skipped'] = run.guard.skipped
     return row
 
@@ -202,7 +202,7 @@ def judge_for(data:Data, # what samples should be like
               seed:int=0, # of the choice of real samples
              )->Judge:
     "A judge by held-out samples: 2000, or all there are."
-    real = data.held_out(2000, generator=torch.Generator().manual_seed(stream(seed, 'real samples')))
+    real = data.held_out(2000, generator=generator_for(seed, 'real samples'))
     return Judge(real, modes=modes_of(data.name))
 
 # %% ../nbs/43_stages.ipynb #826daff1
@@ -296,9 +296,10 @@ def new_network(shape:tuple,        # of a sample
                      "img_resolution, img_channels and label_dim, resize the data, or use --labels")
 
 # %% ../nbs/43_stages.ipynb #c98089e9
-def identity(value:Any # a network, a path, a file, a number of classes, or None
+def identity(value:Any # a network, a path, a file, a number of classes, None; or what this returned
             )->str:
     "The fingerprint of what a stage has read, wherever that lies."
+    if isinstance(value, str): return value
     if isinstance(value, nn.Module): return digest(value.state_dict())
     if isinstance(value, DegradationPath): return value.sha256
     if isinstance(value, Path): return file_digest(value)
@@ -358,31 +359,23 @@ def write_about(folder:RunFolder, # begun
     with whole(folder/'README.md') as tmp: tmp.write_text('\n\n'.join(map(printable, lines)) + '\n')
 
 # %% ../nbs/43_stages.ipynb #115b3e95
-def begun(options:Options,    # of a stage that trains, or of a command that chains stages
-          engine:Engine,      # whose processes take part
+def begun(options:Options,    # of a stage or command
+          engine:Engine|None, # whose processes take part; None: this one alone, which trains nothing
           source:dict|None,   # arguments of `load_data`
-          network:nn.Module|None=None, # the teacher, for a dry run
+          network:nn.Module|None=None, # that is trained or asked, for a dry run
           stages:dict|None=None, # `{name: options}` of other stages that are known, the same
+          settings:dict|None=None, # what decides the course; None: as the options say
           **read:Any,         # what the stage has read, by the names of its options: see `identity`
          )->RunFolder:
-    "The folder of a stage or command, new or to be resumed."
+    "The folder of a stage or command, new or to be resumed; a dry run ends here."
     if hasattr(options, 'batch'): engine.rows(options.batch)    # before there is a folder
-    folder, inputs = RunFolder(options.out, engine.processes), {k: identity(v) for k, v in read.items()}
-    compute = replace(options.compute, threads=torch.get_num_threads())
-    folder.begin(options.settings(), compute, options.resume, source, inputs, options.dry_run)
+    folder = RunFolder(options.out, engine.processes if engine else OneProcess())
+    compute = engine and replace(options.compute, threads=torch.get_num_threads())
+    inputs, settings = {k: identity(v) for k, v in read.items()}, settings or options.settings()
+    folder.begin(settings, compute, options.resume, source, inputs, options.dry_run)
     options.end_if_dry(network, **stages or {})
     kept = (folder.config['compute'] or {}).get('threads')
-    if options.compute.threads is None and kept: Engine(threads=kept)    # resumed as it began, to the bit
-    if folder.writes: write_about(folder, options)
-    return folder
-
-# %% ../nbs/43_stages.ipynb #43d10001
-def described(folder:RunFolder, # of a command, begun
-              options:Options,  # of the command
-              network:nn.Module|None=None, # that it trains or asks, for a dry run
-             )->RunFolder:      # the same
-    "A folder with its `README.md`; a dry run ends here, and makes neither."
-    options.end_if_dry(network)
+    if kept and options.compute.threads is None: Engine(threads=kept)    # resumed as it began, to the bit
     if folder.writes: write_about(folder, options)
     return folder
 
@@ -488,7 +481,7 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, fold
                          "none: leave them out")
     elif file.is_dir(): module = load_pipeline(file, kind)
     else: module = read_file(file, key or 'ema', network_config(network), kind)
-    if all(v.isfinite().all() for v in module.state_dict().values()): return module
+    if all_finite(module.state_dict()): return module
     raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
 
 # %% ../nbs/43_stages.ipynb #0b8506b1
@@ -520,11 +513,8 @@ def import_(options:Import
     module = read_teacher(options.file, *given)
     if not options.file.is_dir(): options = replace(options, key=options.key or 'ema')
     source = name_classes(module, options)
-    read = dict(file=module, prompts=options.prompts)
-    inputs = {name: identity(value) for name, value in read.items() if value is not None}
-    folder = RunFolder(options.out)
-    folder.begin(options.settings(), None, options.resume, source, inputs, options.dry_run)
-    with described(folder, options) as folder:
+    read = dict(prompts=options.prompts) if options.prompts else {}
+    with begun(options, None, source, file=module, **read) as folder:
         if folder.result: return folder.result
         stay = {}
         if hasattr(module, 'use_prompts'):    # a pipeline of latents is referred to
@@ -778,9 +768,9 @@ def sample(options:Sample
     options.check()
     module, run, _ = trained(options.run, options.which)
     options = replace(options, run=run.path)
-    drawn_by = dict(run=identity(module))
+    drawn_by = identity(module)
     check_prompts(run, prompts=options.prompts)
-    engine = engine_of(options.compute, shape=tuple(module.shape))
+    engine = engine_of(options.compute, shape=module.shape)
     module = engine.move(asked(module, run, options.prompts, options.guidance))
     texts = module.n_classes.names if run.pipeline else ()
     if options.prompts is None and options.classes is None: texts = texts[:10]
@@ -789,12 +779,11 @@ def sample(options:Sample
         cond = torch.tensor(classes).repeat_interleave(-(-n // len(classes)))
         n = len(cond)
     if not texts: say_classes(module)
-    out = options.out or options.run/f'samples-{options.seed}'
-    if options.out is None and out.is_symlink():
-        raise ValueError(f"{out} is a link, which is not followed in a run folder: give --out")
-    folder = RunFolder(out)
-    folder.begin(options.settings(), None, options.resume, None, drawn_by, options.dry_run)
-    with described(folder, options, module) as folder:
+    if options.out is None:
+        options.out = options.run/f'samples-{options.seed}'
+        if options.out.is_symlink():
+            raise ValueError(f"{options.out} is a link, which is not followed in a run folder: give --out")
+    with begun(options, None, None, module, run=drawn_by) as folder:
         where = dict(folder=str(folder.path))
         if folder.result: return folder.result | where
         x = run.pictures(module, n, cond, options.seed, n_steps=options.n_steps)
@@ -872,7 +861,7 @@ def evaluate(options:Evaluate
     options.check()
     module, folder, drawn_by = trained(options.run, options.which)
     check_prompts(folder, clip=options.clip, prompts=options.prompts)
-    data, engine = data_to_meet(options, folder), engine_of(options.compute, shape=tuple(module.shape))
+    data, engine = data_to_meet(options, folder), engine_of(options.compute, shape=module.shape)
     module = asked(module, folder, options.prompts and read_texts(options.prompts), options.guidance)
     folder.processes = engine.processes
     options.end_if_dry(module)
@@ -931,8 +920,8 @@ def check(options:Check
     folder, module, source = teacher_and_data(options, 'TEACHER', True)
     check_memory('--n', options.n, (8, *module.shape))    # as it is noised, asked and compared
     n_classes = getattr(module, 'n_classes', None)
-    engine = engine_of(options.compute, shape=tuple(module.shape))
-    g, sampler = torch.Generator().manual_seed(stream(options.seed, 'samples')), load_data(**source).sample
+    engine = engine_of(options.compute, shape=module.shape)
+    g, sampler = generator_for(options.seed, 'samples'), load_data(**source).sample
     x, *labels = (drawn,) if isinstance(drawn := sampler(options.n, g), torch.Tensor) else drawn
     options.end_if_dry()
     folder.hold()
