@@ -194,9 +194,9 @@ def check_same(self:RunFolder,
         raise ValueError(f"{self.path} already holds a run: "
                          "choose another --out, or go on with it by --resume")
     ours, theirs = [course(c) for c in (json.loads(json.dumps(config, default=str)), self.config)]
-    told = [said['data'] for said in (ours, theirs)]
-    if told[0][0] == told[1][0] is not None: ours['data'] = theirs['data']    # wherever they lie now
-    elif told[0][1] != told[1][1]: ours['data'], theirs['data'] = [name for _, name in told]
+    (mark, name), (their_mark, their_name) = ours['data'], theirs['data']
+    if mark == their_mark is not None: ours['data'] = theirs['data']    # wherever they lie now
+    elif name != their_name: ours['data'], theirs['data'] = name, their_name
     for k in theirs | ours:
         if theirs.get(k) == ours.get(k): continue
         raise ValueError(f"{self.path} was started with other options ({k}: {printable(theirs.get(k))}, "
