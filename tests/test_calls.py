@@ -934,7 +934,6 @@ SPECIAL = {
         table=lambda: dict(n=4), cls=lambda: module("options").Sample, name=lambda: "table sample"
     ),
     "recipes.first_sentence": dict(box=lambda: "title\nwords"),
-    "recipes.check_network": dict(network=lambda: dict(a=1)),
     "recipes.Recipe": dict(stages=dict, network=lambda: None, processes=lambda: 1, trains=lambda: True),
     **dict.fromkeys(
         ("recipes.stage_costs", "recipes.plan"),
