@@ -359,7 +359,7 @@ def distance_for(teacher:nn.Module, # by whose classes students are asked, if it
     def distance(network):    # the same draws for all
         z = torch.randn(protocol.n, *noise_shape(network), generator=g.set_state(after))
         x = generate(network, z, labels and labels(protocol.n, g), batch=protocol.n)
-        return float(judge.distance(x)) if x.isfinite().all() else math.inf
+        return judge.distance(x) if x.isfinite().all() else math.inf
     return distance
 
 # %% ../nbs/31_comparisons.ipynb #64fab9b8
@@ -429,9 +429,8 @@ def run_arm(task:str|Task,      # such as 'ring-far'
     for i, seed in enumerate(seeds):
         run, spent, price, lost = prepare(arm_of, task.start, teacher, seed, protocol)
         for step, value, lag in follow(run, distance, protocol.looks, [partial(w, i) for w in watch], lost):
-            passes = round(spent + step * price, 1)
-            about = dict(task=task.name, arm=arm, seed=seed, step=step)
-            rows.append(about | dict(passes=passes, value=value, lag=lag))
+            rows.append(dict(task=task.name, arm=arm, seed=seed, step=step,
+                             passes=round(spent + step * price, 1), value=value, lag=lag))
     return rows
 
 # %% ../nbs/31_comparisons.ipynb #4f8e8b81

@@ -480,7 +480,6 @@ def measure_samples(draw:Callable,   # `draw(n, seed, start)` -> samples from nu
                     progress:bool=True, # show a bar
                    )->dict: # plain data: `{measure: {per_seed, mean, std}, ..., 'protocol': {...}}`
     "Measure samples (Heusel et al. 2017; Kynkäänniemi et al. 2019; Salimans et al. 2016)."
-    check_counts(batch=batch)
     seeds = check_seeds(seeds)
     x = draw(1, seeds[0], 0)
     by = Yardstick(reference, x, n, features, splits, k)
@@ -488,9 +487,7 @@ def measure_samples(draw:Callable,   # `draw(n, seed, start)` -> samples from nu
     run = partial(embed, features=by.look, batch=batch, keep=keep, processes=processes, silent=not progress)
     if (real := by.real) is not None:
         by.hold(run(lambda n, start: real[start:start + n], len(real), desc='reference'))
-    rows = []
-    for seed in seeds:
-        rows.append(by.measured(run(lambda n, start: draw(n, seed, start), n, desc=f'seed {seed}')))
+    rows = [by.measured(run(lambda n, start: draw(n, seed, start), n, desc=f'seed {seed}')) for seed in seeds]
     protocol = dict(n=n, seeds=seeds, shape=[*x.shape[1:]], network_calls=getattr(draw, 'nfe', None),
                     n_features=by.n_features, k=by.k, splits=splits if 'inception_score' in rows[0] else None,
                     batch=batch, processes=processes.world, warnings=by.doubts(n))
