@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'SNUG', 'DOTS', 'PARTS_OF_A_GAP', 'PARTS', 'KINDS', 'PLACES', 'EXAMPLES', 'PLACED', 'NOBODY', 'CHOICES',
-           'slider', 'levels', 'dropdown', 'button', 'row', 'player', 'Sheet', 'few_ticks', 'small', 'share_ticks',
-           'Board', 'show_score', 'PathStepper', 'MismatchExplorer', 'Moment', 'Racer', 'Race', 'is_cloud', 'Recording',
+           'slider', 'levels', 'dropdown', 'button', 'row', 'player', 'Sheet', 'small', 'share_ticks', 'Board',
+           'show_score', 'PathStepper', 'MismatchExplorer', 'Moment', 'Racer', 'Race', 'is_cloud', 'Recording',
            'read_recording', 'RaceReplay', 'Example', 'example', 'taught', 'DistillationLab', 'in_words', 'facts',
            'plot_moment', 'pages_of', 'book_of', 'Gallery']
 
@@ -25,7 +25,6 @@ from PIL import Image
 from ipyevents import Event
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from .backtracking import ARMS, Backtracking, backtracking_passes
@@ -176,15 +175,6 @@ def png(self:Sheet,
     Image.fromarray(pixels).save(file, 'png', compress_level=1)
     return file.getvalue()
 
-# %% ../nbs/44_widgets.ipynb #b1256ecb
-def few_ticks(axis:Axis # of a panel, drawn
-             )->None:
-    "Leave some four ticks with plain numbers: most of the time of a picture goes into ticks."
-    locator = axis.get_major_locator()
-    if isinstance(locator, MaxNLocator): locator.set_params(nbins=3)
-    if axis.get_scale() != 'linear': axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-    axis.set_minor_locator(NullLocator())
-
 # %% ../nbs/44_widgets.ipynb #b1257eca
 def small(ax:Axes # of a panel, drawn
          )->None:
@@ -194,7 +184,10 @@ def small(ax:Axes # of a panel, drawn
     bars = [image.colorbar.ax.yaxis for image in (*ax.collections, *ax.images) if image.colorbar]
     for axis in (ax.xaxis, ax.yaxis, *bars):
         axis.label.set_size(8)
-        few_ticks(axis)
+        locator = axis.get_major_locator()    # some four plain numbers: most of the time goes into ticks
+        if isinstance(locator, MaxNLocator): locator.set_params(nbins=3)
+        if axis.get_scale() != 'linear': axis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+        axis.set_minor_locator(NullLocator())
     if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
 
 # %% ../nbs/44_widgets.ipynb #b1258eca
@@ -491,10 +484,6 @@ class Racer:
         "What the arm has cost so far."
         return self.spent + self.run.step * self.run.passes / self.run.n_steps
 
-    def samples(self)->torch.Tensor: # `(500, 2)`, always from the same noise
-        "What the student draws."
-        return generate(self.run.ema, 500, seed=stream(0, 'look'))
-
     def aim(self)->torch.Tensor: # `(300, 2)`
         "What the target draws."
         if not self.aimed or self.aimed[0] != self.run.walk.p:
@@ -503,10 +492,10 @@ class Racer:
 
     def look(self, judge:Judge)->Moment: # measures the energy distance
         "How the arm stands."
-        walk, x = self.run.walk, self.samples()
+        walk, x = self.run.walk, generate(self.run.ema, 500, seed=stream(0, 'look'))    # the same noise
         node = walk.p in (0, 1) or walk.last > 1
         where = f'target node {walk.node}' if node else f'{walk.p:.0%} of the line'
-        distance = max(1e-3, float(judge.distance(x)))
+        distance = max(1e-3, judge.distance(x))
         lag = self.lag if math.isfinite(self.lag) else None
         return Moment(self.passes, distance, self.run.step, walk.node, where, lag, x, self.aim())
 
