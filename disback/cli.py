@@ -59,10 +59,12 @@ def in_columns(rows:list # of pairs of words
     "Pairs as lines, what is long wrapped for the terminal."
     width, lines = min(shutil.get_terminal_size().columns, 110), []
     for left, right in rows:
-        wrapped = textwrap.wrap(right, width - 26, break_long_words=False, break_on_hyphens=False) or ['']
-        if len(left) > 21: lines.append(f'  {left}')
-        else: wrapped[0] = f'  {left:<22}{wrapped[0]}'
-        lines += [w if w.startswith(f'  {left} ') else f"{'':24}{w}" for w in wrapped]
+        first, rest = f'  {left:<22}', ' ' * 24
+        if len(left) > 21:
+            lines.append(f'  {left}')
+            first = rest
+        lines += textwrap.wrap(right, width - 2, initial_indent=first, subsequent_indent=rest,
+                               break_long_words=False, break_on_hyphens=False) or [first]
     return '\n'.join(lines)
 
 # %% ../nbs/46_cli.ipynb #46d40014
@@ -561,7 +563,7 @@ class Shown:
     def __getattr__(self, name): return getattr(self.file, name)
 
     def write(self, text:str)->int:
-        lines = [line if line.isprintable() else ascii(line)[1:-1] for line in self.said(text).split('\n')]
+        lines = map(printable, self.said(text).split('\n'))
         code = getattr(self.file, 'encoding', None) or 'utf-8'
         self.attempt(self.file.write, '\n'.join(lines).encode(code, 'backslashreplace').decode(code))
         return len(text)

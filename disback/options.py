@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal
 from tyro.conf import Positional, arg
-from .core import DEFAULTS, check_calls, check_number, patch, patch_property
+from .core import DEFAULTS, check_calls, check_number, check_seeds, patch, patch_property
 
 # %% ../nbs/40_options.ipynb #79d8d07f
 RANGES = {name: limits for names, limits in {
@@ -102,8 +102,7 @@ class Options(Checked):
 
     def settings(self)->dict: # plain data
         "What decides the course of the command; options that are None left out."
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {name: v for name, v in vars(self).items() if name not in FREE and v is not None}
         return json.loads(json.dumps(dict(stage=self.name) | given, default=str))
 
     def filled(self,
@@ -120,7 +119,7 @@ def kind_of(shape:tuple # of a sample
     return 'images' if len(shape) == 3 else 'points'
 
 # %% ../nbs/40_options.ipynb #08fe4274
-@dataclass
+@dataclass(frozen=True)
 class Compute(Checked):
     "where and how to compute"
     device: str | None = None         # 'cpu', 'cuda', ...; None: a GPU if there is one
@@ -179,7 +178,7 @@ class Stage(FromRecipe):
     out: Path             # run folder to write
     seed: int = 0         # of weights, samples and noise
     resume: bool = False  # go on with the run in the folder
-    compute: Compute = field(default_factory=Compute) # where and how to compute
+    compute: Compute = Compute() # where and how to compute
 
 # %% ../nbs/40_options.ipynb #08e8e3db
 def network_config(text:str|None # of `--network`
@@ -346,7 +345,7 @@ class Sample(FromRecipe):
     n_steps: int = 18           # Heun steps of a teacher
     seed: int = 0               # of the noise
     resume: bool = False        # take what is in the folder, if it is finished, or draw again
-    compute: Compute = field(default_factory=Compute) # where to compute
+    compute: Compute = Compute() # where to compute
 
 # %% ../nbs/40_options.ipynb #72d41063
 @dataclass(kw_only=True)
@@ -366,14 +365,13 @@ class Evaluate(FromRecipe):
     guidance: float = 1.        # of a teacher, for networks that also answer without a class
     which: Literal['last', 'best'] = 'last' # the student at the end of training, or the best on the way
     n_steps: int = 18           # Heun steps of a teacher
-    compute: Compute = field(default_factory=Compute) # where and how to compute
+    compute: Compute = Compute() # where and how to compute
 
     def check(self)->None:
         "As `Options.check`; there are enough samples, different seeds, and features that fit the reference."
         super().check()
         check_number('--n', self.n, whole=True, least=4)    # precision and recall need neighbours
-        if len({*self.seeds}) < max(1, len(self.seeds)):
-            raise ValueError(f"--seeds are different whole numbers from 0, at least one, got {self.seeds}")
+        check_seeds(self.seeds)
         if self.reference is not None and self.features == 'ours':
             raise ValueError("--reference has statistics of the Inception network: add --features inception")
 
@@ -386,7 +384,7 @@ class Check(Plannable):
     skip_broken_images: int = 0 # of the data: leave out up to so many that cannot be read, and say so
     n: int = 256                # samples to ask it about
     seed: int = 0               # of the samples and their noise
-    compute: Compute = field(default_factory=Compute) # where to compute
+    compute: Compute = Compute() # where to compute
 
     def check(self)->None:
         "As `Options.check`; and there are samples enough."
@@ -403,7 +401,7 @@ class Statistics(Plannable):
     channels: int | None = None # 1 (grey) or 3 (colour)
     skip_broken_images: int = 0 # leave out up to so many that cannot be read, and say so
     weights: Path | None = None # file of the Inception network; None: torch-fidelity's own download
-    compute: Compute = field(default_factory=Compute) # where to compute
+    compute: Compute = Compute() # where to compute
 
 # %% ../nbs/40_options.ipynb #89e37df6
 @dataclass(kw_only=True)
@@ -434,7 +432,7 @@ class Demo(Plannable):
     channels: int | None = None       # for glyphs or a folder: 1 (grey) or 3 (colour)
     seed: int = 0                     # of everything
     resume: bool = False              # go on with the demo in the folder
-    compute: Compute = field(default_factory=Compute) # where and how to compute
+    compute: Compute = Compute() # where and how to compute
 
 # %% ../nbs/40_options.ipynb #21ce7c2b
 @dataclass(kw_only=True)
@@ -539,9 +537,9 @@ def group_of(command:str, # one of `COMMANDS`
              option:str,  # one of its fields
             )->str:       # one of `GROUPS`
     "Where `--help` shows an option."
-    known = {f'{command}.{option}', option}
-    found = [group for group, names in GROUPS.items() if f'{command}.{option}' in names]
-    return [*found, *(group for group, names in GROUPS.items() if known & {*names})][0]
+    for known in (f'{command}.{option}', option):
+        for group, names in GROUPS.items():
+            if known in names: return group
 
 # %% ../nbs/40_options.ipynb #c0ca1140
 check_calls(globals())

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from . import __version__
 from .core import asked_to_end, check_calls, check_counts, check_number, check_schema, patch
 from .files import check_weights, load_state, save_state
-from .networks import clone
+from .networks import clone, in_words
 
 # %% ../nbs/09_runs.ipynb #2874d881
 class OneProcess:
@@ -216,8 +216,7 @@ def take_back(self:Run,
     set_random_states(states)
     self.guard.pending = [seen for seen in self.guard.pending if seen[0] != self.step]
     for part in self.parts.values():    # of the pieces that went through
-        if not hasattr(part, 'optimizer'): continue
-        for p in part.parameters: p.grad = None
+        if hasattr(part, 'optimizer'): part.optimizer.zero_grad()
 
 # %% ../nbs/09_runs.ipynb #5c41aa04
 @patch
@@ -279,14 +278,10 @@ def check_state(self:Run, state:dict)->None: # what `state_dict` returned
 @patch
 def load_state_dict(self:Run, state:dict)->None: # what `state_dict` returned
     "Go on from a saved state; the run must have been made with the same arguments."
-    try:
+    with in_words('this state does not fit the run, which has not saved it (delete it to start again)'):
         self.check_state(state)
         for k, v in self.parts.items(): v.load_state_dict(state['parts'][k])
         self.step, self.torn = state['step'], False
-    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as e:
-        why = *str(e).splitlines(), type(e).__name__
-        raise ValueError(f"this state does not fit the run ({why[0]}): it was not saved "
-                         "by it; delete it to start again") from None
 
 # %% ../nbs/09_runs.ipynb #80ff199c
 def decayed(lr:float,    # learning rate at the start

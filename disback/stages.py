@@ -32,8 +32,7 @@ from . import __version__
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional, Ramp, lag_in_words
 from .adapters import Adapted, read_lora
 from .comparisons import Task, parse_start, start
-from .core import (Table, check_calls, check_counts, check_memory, check_that, defaults, printable,
-                          stream)
+from .core import Table, check_calls, check_memory, check_that, defaults, printable, stream
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
@@ -44,7 +43,7 @@ from .edm import edm_network, load_edm
 from .engine import Engine
 from .evaluation import (Draw, class_accuracy, clip_score, digit_classifier, embed, inception,
                                 load_clip, load_statistics, measure_samples, save_statistics, statement,
-                                too_few)
+                                summed, too_few)
 from .files import digest, file_digest, save_state, whole, write_json
 from .folders import RunFolder, load_path
 from .metrics import Judge, features_for, modes_of
@@ -77,10 +76,6 @@ def engine_of(compute:Compute, # options of how to compute
     del options['log']
     options['compile'] = {'no': False, 'default': True}.get(compute.compile, compute.compile)
     options['device'] = compute.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try: torch.empty(0, device=options['device'])
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"--device {compute.device} cannot be used here ({str(e).partition('.')[0]}): "
-                         "give one that this machine has, such as cpu") from None
     return Engine(**options, clip=clip)
 
 # %% ../nbs/43_stages.ipynb #cfcb9b3d
@@ -339,7 +334,7 @@ def command_of(options:Options, # of any command
                **given:Any,     # what is to stand in place of them
               )->str:
     "What one would type to get these options; what may be changed on resuming is left out."
-    table = options.settings() | {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+    table = options.settings() | given
     first = [table.pop(f.name) for f in fields(options) if 'Positional' in str(f.type)]    # without a name
     return shlex.join(['disback', table.pop('stage'), *first, *as_args(table)])
 
@@ -647,18 +642,18 @@ def follow(run:Backtracking,
            options:Backtrack, # `eval_every` and `eval_n`
           )->Callable:        # `step -> dict` of what the metrics shall hold
     "Look at the student of a run at intervals: keep samples, measure them, keep the best student."
-    every, processes = options.eval_every or max(1, run.n_steps // 20), run.processes
+    every = options.eval_every or max(1, run.n_steps // 20)
     shown = options.eval_n if judge or len(run.ema.shape) == 1 else 64    # samples that are kept
     def look(step):
         if step % every and step != run.n_steps: return {}
         x = folder.pictures(run.ema, min(shown, options.eval_n), seed=stream(options.seed, 'look'))
         folder.keep_samples(step, x)
         if judge is None: return {}
-        value = x.new_tensor(judge.distance(x) if folder.writes else 0.).to(run.generator.device)
-        value = processes.mean(value) * processes.world    # one process measures, all know
+        value = x.new_tensor(judge.distance(x) if folder.writes else 0.)
+        value = float(summed(value, run.processes))    # one process measures, all know
         best = best_of(folder, judge.name)
         if not best or value < best['best']: folder.save('best', run.ema)
-        return {judge.name: round(float(value), 4)}
+        return {judge.name: round(value, 4)}
     return look
 
 # %% ../nbs/43_stages.ipynb #43d70001
@@ -832,10 +827,9 @@ def more_of(draw:Draw, # samples by number
            )->dict:    # `{measure: number}`
     "What only some data allow to measure: the classes of digits."
     if data.name != 'digits' or draw.n_classes != 10: return {}
-    check_counts(n=n)
-    classify = digit_classifier()
+    labels, classify = draw.labels(n), digit_classifier()
     drawn = torch.cat([draw(min(500, n - i), seed, i).cpu() for i in range(0, n, 500)])
-    return dict(class_accuracy=round(class_accuracy(drawn, draw.labels(n), classify), 4),
+    return dict(class_accuracy=round(class_accuracy(drawn, labels, classify), 4),
                 class_accuracy_real=round(class_accuracy(*digits('test'), classify), 4))
 
 # %% ../nbs/43_stages.ipynb #43c11b01
@@ -979,7 +973,7 @@ def statistics(options:Statistics
     within = (official_splits(files) or [''])[0]    # the training images
     images = Images(files, options.size, options.channels, within=within,
                     skip_broken=options.skip_broken_images)
-    device = torch.device(engine_of(options.compute).device)
+    device = engine_of(options.compute).device
     options.end_if_dry()
     net = inception(options.weights, device)
     read = lambda n, start: images[start:start + n]
