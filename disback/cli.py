@@ -12,7 +12,7 @@ __all__ = ['NEXT', 'CALLED', 'MENTION', 'entries', 'in_plain_words', 'in_columns
 # %% ../nbs/46_cli.ipynb #c6e5ef19
 import io, os, re, shlex, shutil, sys, textwrap, time, warnings
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import dropwhile
 from pathlib import Path
@@ -336,7 +336,7 @@ def comparison_figure(folder:'RunFolder', # of the demo
     recorded = RunFolder(folder/'path').result['passes']
     for arm in arms:
         run, label = RunFolder(folder/arm), 'DisBack' if arm == 'student' else arm
-        color, metrics = COLORS['disback' if arm == 'student' else arm], run.metrics
+        color, metrics = COLORS[arm], run.metrics
         pick = lambda name: zip(*[(row['step'], row[name]) for row in metrics if name in row])
         steps, distances = pick(name)
         price, first = run.result['passes'] / run.config['n_steps'], 0 if arm == 'diff-instruct' else recorded
@@ -456,7 +456,7 @@ def compare(options:Compare
     protocol = replace(c.PROTOCOLS[kind], budget=filled.budget)
     arms, seeds = [[*dict.fromkeys(getattr(options, name))] for name in ('arms', 'seeds')]
     settings = dict(about, stage=options.name, arms=arms, seeds=seeds,
-                    protocol=asdict(protocol) | dict(threshold=threshold))
+                    protocol=vars(protocol) | dict(threshold=threshold))
     read = {} if source is None else dict(teacher=tasks[0].about)
     with begun(options, None, source, settings=settings, **read) as folder:
         if threshold is None: threshold, why = c.threshold_for(tasks[0], protocol)

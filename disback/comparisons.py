@@ -14,7 +14,7 @@ __all__ = ['STARTS', 'PLACES', 'OPTIMIZERS', 'CHOICES', 'POINTS', 'IMAGES', 'PRO
 # %% ../nbs/31_comparisons.ipynb #9a522499
 import csv, math, multiprocessing, re
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -136,7 +136,7 @@ class Arm:
     guided: str = 'teacher'       # which of them: 'teacher', or all 'nodes'
 
     def __post_init__(self):
-        for option, value in asdict(self).items():
+        for option, value in vars(self).items():
             if option in CHOICES: check_choice(f'{option} of an arm:', value, CHOICES[option])
             else:
                 bound = 'least' if option in ('lead', 'walk', 'rank', 'guidance') else 'above'
@@ -164,7 +164,7 @@ def parse_arm(text:str, # such as 'disback:nodes=3:lr=0.001'
     "Read an arm."
     name, *options = text.split(':')
     check_choice('arm', name, ARMS, ', with options such as disback:nodes=3:lr=0.001')
-    kinds, chosen = {k: type(v) for k, v in asdict(Arm()).items() if k != 'name'}, usual
+    kinds, chosen = {k: type(v) for k, v in vars(Arm()).items() if k != 'name'}, usual
     for option in options:
         key, _, value = option.partition('=')
         check_choice(f'option of the arm {text!r}:', key, kinds, ', with its value behind =')
@@ -190,7 +190,7 @@ class Protocol:
     pool: int = 1024          # student samples drawn for stage 1
 
     def __post_init__(self):
-        for name, value in asdict(self).items(): check_number(name, value, above=0, most=10**9)
+        for name, value in vars(self).items(): check_number(name, value, above=0, most=10**9)
 
 POINTS = Protocol()
 IMAGES = Protocol(**vars(defaults('compare', 'images')), looks=20, teacher_steps=1500)
@@ -442,7 +442,7 @@ def run_pair(job:tuple    # arguments of `run_arm`, a `Task` first
             )->list[dict]: # its rows
     "Run an arm on a task in a process of its own, or read what was kept of it."
     task, arm, seeds, protocol, folder = job
-    said = asdict(parse_arm(arm, **task.usual)), seeds, asdict(protocol) | dict(threshold=None)    # of no run
+    said = vars(parse_arm(arm, **task.usual)), seeds, vars(protocol) | dict(threshold=None)    # of no run
     name, about = f"{task.start}-{arm.split(':')[0]}", [task.about, task.start, *said]
     file = file_for(folder and Path(folder)/'pairs', name, about, '.json')
     if file and file.exists():
@@ -550,8 +550,8 @@ def by_task(rows:list[dict] # what `compare` returned
            )->dict:         # `{task: {arm: {seed: its rows in order}}}`
     "The rows by what they belong to."
     check_that(bool(rows), 'rows', rows, 'what `compare` returned, at least one')
-    found = {row['task']: {} for row in rows}
-    for row in rows: found[row['task']][row['arm']] = {}
+    found = {}
+    for row in rows: found.setdefault(row['task'], {})[row['arm']] = {}
     for row in sorted(rows, key=lambda row: (row['seed'], row['step'])):
         found[row['task']][row['arm']].setdefault(row['seed'], []).append(row)
     return found

@@ -9,7 +9,6 @@ __all__ = ['SOURCE', 'CONFIG', 'SECONDS', 'RESULT', 'METRIC', 'PLACES', 'REFERRE
 # %% ../nbs/41_folders.ipynb #a71feffe
 import fcntl, json, os
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -149,7 +148,7 @@ def begin(self:RunFolder,
           dry:bool=False,    # only look whether it could begin
          )->RunFolder:
     "Begin a new run, or go on with the one that is there."
-    config = settings | dict(compute=compute and asdict(compute), source=source, inputs=inputs or {})
+    config = settings | dict(compute=compute and vars(compute), source=source, inputs=inputs or {})
     if self.writes and not self.begun: self.check_empty(resume)
     if dry and self.begun: self.check_same(config, resume)
     if self.writes and not dry:

@@ -276,9 +276,10 @@ class Degrade(Stage):
         if self.student_sigmas is not None and first != (None, None, None):
             raise ValueError("--student-sigmas names all noise levels of the student, the first of them too: "
                              "leave --sigma-init, --timestep and --unit out")
-        for name in ('alpha', 'start') if self.lora is None else ():
-            if getattr(self, name) is None: continue
-            raise ValueError(f"--{name} is about low-rank corrections: say their rank too, such as --lora 64")
+        for name in ('alpha', 'start'):
+            if self.lora is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} is about low-rank corrections: say their rank too, such as "
+                                 "--lora 64")
 
 # %% ../nbs/40_options.ipynb #8e44268e
 @dataclass(kw_only=True)
@@ -482,10 +483,10 @@ class Compare(Plannable):
             if getattr(self, name) in ((), []): raise ValueError(f"--{name} names at least one, got none")
         if self.teacher is not None and self.tasks is not None:
             raise ValueError("--tasks are of teachers made here, --teacher is one's own: give one of them")
-        for name in ('starts', 'data', 'skip_broken_images') if self.teacher is None else ():
-            if not getattr(self, name): continue
-            raise ValueError(f"--{name.replace('_', '-')} is about one's own teacher: name its run folder by "
-                             "--teacher")
+        for name in ('starts', 'data', 'skip_broken_images'):
+            if self.teacher is None and getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} is about one's own teacher: name its run "
+                                 "folder by --teacher")
 
 # %% ../nbs/40_options.ipynb #2c568ef7
 @dataclass(kw_only=True)

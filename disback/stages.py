@@ -16,7 +16,7 @@ __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 
 # %% ../nbs/43_stages.ipynb #43aa0001
 import math, os, platform, shlex, time, warnings
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -70,7 +70,7 @@ def engine_of(compute:Compute, # options of how to compute
               shape:tuple=(),       # of a sample, if threads depend on it
              )->Engine:
     "The engine that options ask for; on a GPU if there is one."
-    options = asdict(compute)
+    options = {**vars(compute)}
     few = shape and math.prod(shape) <= FEW and 'OMP_NUM_THREADS' not in os.environ
     if options['threads'] is None and few: options['threads'] = 1
     del options['log']

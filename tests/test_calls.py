@@ -682,6 +682,7 @@ SPECIAL = {
     "comparisons.in_brackets": dict(row=lambda: table()[0], name=lambda: "end", form=lambda: ".2f"),
     "comparisons.summary": dict(threshold=lambda: 100.0),
     "comparisons.show_task": dict(runs=by_seed, style=lambda: dict(color="k")),
+    "core.asked_to_end": dict(handler=lambda: signal.default_int_handler),
     "core.check_that": dict(good=lambda: True, wanted=lambda: "a number"),
     "core.stream": dict(purpose=lambda: "noise"),
     "core.check_regular": dict(file=lambda: WORLD / "plain.json"),
@@ -703,6 +704,7 @@ SPECIAL = {
     "data.split_indices": dict(y=lambda: torch.arange(9) % 3),
     "data.full_name": dict(name=lambda: "ring"),
     "diffusion.denoising_loss": dict(weight=levels),
+    "diffusion.generator_for": dict(purpose=lambda: "noise"),
     "diffusion.check_alike": dict(tensors=lambda: dict(a=randn(4, 2), b=randn(4, 2))),
     "diffusion.as_labels": dict(cond=lambda: torch.arange(4) % 3),
     "edges.Schedule": dict(
