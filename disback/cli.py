@@ -10,16 +10,17 @@ __all__ = ['NEXT', 'CALLED', 'MENTION', 'entries', 'in_plain_words', 'in_columns
            'do_command', 'Shown', 'shown', 'gentle', 'tell', 'in_options', 'mended_by', 'main']
 
 # %% ../nbs/46_cli.ipynb #c6e5ef19
-import io, os, re, shlex, shutil, signal, sys, textwrap, threading, time, warnings
+import io, os, re, shlex, shutil, sys, textwrap, time, warnings
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 import tyro
 from . import __version__
-from .core import DEFAULTS, Table, check_calls, check_choice, check_schema, check_that, printable
+from .core import (DEFAULTS, Table, asked_to_end, check_calls, check_choice, check_schema, check_that,
+                          printable)
 from .options import (CHAIN, COMMANDS, EXAMPLES, GROUPS, ORDER, STAGES, Backtrack, Compare, Compute,
                              Degrade, Demo, DryRun, Evaluate, FromRecipe, Options, Pretrain, Run, Sample,
                              group_of, kind_of)
@@ -58,10 +59,12 @@ def in_columns(rows:list # of pairs of words
     "Pairs as lines, what is long wrapped for the terminal."
     width, lines = min(shutil.get_terminal_size().columns, 110), []
     for left, right in rows:
-        wrapped = textwrap.wrap(right, width - 26, break_long_words=False, break_on_hyphens=False) or ['']
-        if len(left) > 21: lines.append(f'  {left}')
-        else: wrapped[0] = f'  {left:<22}{wrapped[0]}'
-        lines += [w if w.startswith(f'  {left} ') else f"{'':24}{w}" for w in wrapped]
+        first, rest = f'  {left:<22}', ' ' * 24
+        if len(left) > 21:
+            lines.append(f'  {left}')
+            first = rest
+        lines += textwrap.wrap(right, width - 2, initial_indent=first, subsequent_indent=rest,
+                               break_long_words=False, break_on_hyphens=False) or [first]
     return '\n'.join(lines)
 
 # %% ../nbs/46_cli.ipynb #46d40014
@@ -245,7 +248,6 @@ def demo_time(options:Demo,
               shape:tuple, # of a sample
              )->str:
     "How long a demo takes on this machine, as busy as it is, in words."
-    from disback.options import Compute, kind_of
     from disback.recipes import hours, probe
     from disback.stages import engine_of, new_network
     kind = kind_of(shape)
@@ -308,8 +310,8 @@ def demo_report(folder:'RunFolder', # of the demo
         rows[name] = quality(x, data, calls, seed)
         shown[f'{name}\n{calls} network call{"s" * (calls > 1)}'] = x
     colors = [COLORS['data'], COLORS['teacher'], *[COLORS['student']] * len(arms)]
-    frames = [x[:64] if x.ndim == 4 else x for x in shown.values()]
-    folder.figure('samples.png', filmstrip(frames, [*shown], colors=colors, width=3, most=64))
+    strip = filmstrip([*shown.values()], [*shown], colors=colors, width=3, most=64)
+    folder.figure('samples.png', strip)
     shutil.copy(folder/'path'/'figures'/'path.png', folder/'figures'/'path.png')
     comparison_figure(folder, arms, rows['teacher'])
     seconds['evaluate'] = round(time.monotonic() - start, 1)
@@ -334,7 +336,7 @@ def comparison_figure(folder:'RunFolder', # of the demo
     recorded = RunFolder(folder/'path').result['passes']
     for arm in arms:
         run, label = RunFolder(folder/arm), 'DisBack' if arm == 'student' else arm
-        color, metrics = COLORS['disback' if arm == 'student' else arm], run.metrics
+        color, metrics = COLORS[arm], run.metrics
         pick = lambda name: zip(*[(row['step'], row[name]) for row in metrics if name in row])
         steps, distances = pick(name)
         price, first = run.result['passes'] / run.config['n_steps'], 0 if arm == 'diff-instruct' else recorded
@@ -353,7 +355,7 @@ def comparison_figure(folder:'RunFolder', # of the demo
 # %% ../nbs/46_cli.ipynb #30665250
 def check_teacher(options:Run,
                   recipe:'Recipe', # that it names
-                 )->None:
+                 )->Path|None:    # of a finished run, its folder; None: there is none yet
     "Raise if there is no teacher, or none that the stages could start from."
     from disback.data import load_data
     from disback.folders import RunFolder
@@ -374,9 +376,10 @@ def check_teacher(options:Run,
         if not (known or there.pipeline or is_pipeline(options.teacher)):    # pictures can be looked at
             raise ValueError("nothing says what the student shall be measured against: give --reference, a "
                              f"statistics file, or name the --data that {options.teacher} was trained on")
+        if there.begun: return there.path
         bring = recipe.stages['import']
         given = bring.key, bring.network, bring.kind, bring.prompts, bring.sigma_data, bring.bf16
-        if not there.begun: read_teacher(options.teacher, *given)
+        read_teacher(options.teacher, *given)
 
 # %% ../nbs/46_cli.ipynb #5c46000a
 def check_files(options:Run # of a recipe's run
@@ -395,13 +398,12 @@ def check_files(options:Run # of a recipe's run
 def run(options:Run
        )->dict: # what `evaluate` found: `{'student': row}`, and of the teacher if that was asked for
     "All stages of a recipe, into one folder."
-    from disback.folders import RunFolder
     from disback.recipes import load_recipe
     from disback.stages import begun, engine_of
     recipe = load_recipe(options.recipe)
     options.check()
     check_files(options)
-    check_teacher(options, recipe)
+    found = check_teacher(options, recipe)
     read = dict(recipe={name: o.settings() for name, o in recipe.stages.items()})
     with begun(options, engine_of(options.compute), None, **read) as folder:
         def do_stage(stage, name, **given): return do_in(folder, name, replace(recipe.stages[stage], **given))
@@ -409,10 +411,10 @@ def run(options:Run
         judged = {name: getattr(options, name) for name in ('reference', 'weights') if getattr(options, name)}
         data = recipe.stages['pretrain'].data if options.teacher is None else options.data
         if data is not None: judged |= dict(data=data)
-        teacher = folder/'teacher'
+        teacher = found or folder/'teacher'
         if options.teacher is None: do_stage('pretrain', 'teacher', **common)
-        elif (there := RunFolder(options.teacher)).begun: teacher = there.finished('pretrain', 'import').path
-        elif folder.writes: do_stage('import', 'teacher', file=options.teacher, data=options.data)
+        elif not found and folder.writes:
+            do_stage('import', 'teacher', file=options.teacher, data=options.data)
         folder.processes.wait()    # until the first one has imported it
         do_stage('degrade', 'path', teacher=teacher, **common)
         do_stage('backtrack', 'student', path=folder/'path', **common, **judged)
@@ -444,8 +446,7 @@ def compare(options:Compare
            )->dict: # `summary`, a row for each task and arm, and `said`: what it allows to be said
     "Compare arms on tasks over seeds at equal compute; table, CSV and figure."
     from disback import comparisons as c
-    from disback.folders import RunFolder
-    from disback.stages import described
+    from disback.stages import begun
     options.check()
     for arm in options.arms: c.parse_arm(arm)
     tasks, source, about = tasks_of(options)
@@ -455,11 +456,9 @@ def compare(options:Compare
     protocol = replace(c.PROTOCOLS[kind], budget=filled.budget)
     arms, seeds = [[*dict.fromkeys(getattr(options, name))] for name in ('arms', 'seeds')]
     settings = dict(about, stage=options.name, arms=arms, seeds=seeds,
-                    protocol=asdict(protocol) | dict(threshold=threshold))
-    inputs = {} if source is None else dict(teacher=tasks[0].about)
-    folder = RunFolder(options.out)
-    folder.begin(settings, None, options.resume, source, inputs, options.dry_run)
-    with described(folder, options) as folder:
+                    protocol=vars(protocol) | dict(threshold=threshold))
+    read = {} if source is None else dict(teacher=tasks[0].about)
+    with begun(options, None, source, settings=settings, **read) as folder:
         if threshold is None: threshold, why = c.threshold_for(tasks[0], protocol)
         else: why = f'threshold {threshold:g}: as given, or the default for {kind}'
         rows = c.compare(tasks, arms, seeds, protocol, folder.path, options.jobs)
@@ -564,7 +563,7 @@ class Shown:
     def __getattr__(self, name): return getattr(self.file, name)
 
     def write(self, text:str)->int:
-        lines = [line if line.isprintable() else ascii(line)[1:-1] for line in self.said(text).split('\n')]
+        lines = map(printable, self.said(text).split('\n'))
         code = getattr(self.file, 'encoding', None) or 'utf-8'
         self.attempt(self.file.write, '\n'.join(lines).encode(code, 'backslashreplace').decode(code))
         return len(text)
@@ -597,15 +596,9 @@ def shown(said:Callable=str # as for `Shown`
 def gentle()->Iterator[None]:
     "Within the block a request to end interrupts as Ctrl-C does, and warnings are one line each."
     def interrupted(*_): raise KeyboardInterrupt
-    outer = threading.current_thread() is threading.main_thread()
-    asked = [signal.SIGTERM, *[signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)]
-    before = {s: signal.signal(s, interrupted) for s in asked} if outer else {}
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: tell(str(message))
-            yield
-    finally:
-        for s, handler in before.items(): signal.signal(s, handler)
+    with asked_to_end(interrupted), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: tell(str(message))
+        yield
 
 def tell(said:str)->None: # one sentence
     "Say something on standard error, if there is one."

@@ -14,7 +14,7 @@ __all__ = ['STARTS', 'PLACES', 'OPTIMIZERS', 'CHOICES', 'POINTS', 'IMAGES', 'PRO
 # %% ../nbs/31_comparisons.ipynb #9a522499
 import csv, math, multiprocessing, re
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,6 +31,7 @@ from .core import (Table, check_calls, check_choice, check_counts, check_number,
                           check_that, defaults, patch_property, stream)
 from .data import DATA_NAMES, load_data
 from .degradation import Degradation, EqualDrift, Every
+from .diffusion import generator_for
 from .files import file_digest, fingerprint, load_state, read_json, save_state, whole, write_json
 from .losses import LOSSES, get_loss
 from .metrics import Judge
@@ -46,7 +47,7 @@ from .samplers import calls_of, generate, labels_for
 def random_mixture(seed:int # whole number from 0
                   )->GaussianMixture:
     "Three to twelve Gaussians of various widths and weights in a square of side 8."
-    g = torch.Generator().manual_seed(stream(seed, 'mixture'))
+    g = generator_for(seed, 'mixture')
     k = int(torch.randint(3, 13, (1,), generator=g))
     means, stds = 8 * torch.rand(k, 2, generator=g) - 4, .1 + .4 * torch.rand(k, generator=g)
     return GaussianMixture(means, stds, .3 + torch.rand(k, generator=g))
@@ -135,7 +136,7 @@ class Arm:
     guided: str = 'teacher'       # which of them: 'teacher', or all 'nodes'
 
     def __post_init__(self):
-        for option, value in asdict(self).items():
+        for option, value in vars(self).items():
             if option in CHOICES: check_choice(f'{option} of an arm:', value, CHOICES[option])
             else:
                 bound = 'least' if option in ('lead', 'walk', 'rank', 'guidance') else 'above'
@@ -163,7 +164,7 @@ def parse_arm(text:str, # such as 'disback:nodes=3:lr=0.001'
     "Read an arm."
     name, *options = text.split(':')
     check_choice('arm', name, ARMS, ', with options such as disback:nodes=3:lr=0.001')
-    kinds, chosen = {k: type(v) for k, v in asdict(Arm()).items() if k != 'name'}, usual
+    kinds, chosen = {k: type(v) for k, v in vars(Arm()).items() if k != 'name'}, usual
     for option in options:
         key, _, value = option.partition('=')
         check_choice(f'option of the arm {text!r}:', key, kinds, ', with its value behind =')
@@ -189,7 +190,7 @@ class Protocol:
     pool: int = 1024          # student samples drawn for stage 1
 
     def __post_init__(self):
-        for name, value in asdict(self).items(): check_number(name, value, above=0, most=10**9)
+        for name, value in vars(self).items(): check_number(name, value, above=0, most=10**9)
 
 POINTS = Protocol()
 IMAGES = Protocol(**vars(defaults('compare', 'images')), looks=20, teacher_steps=1500)
@@ -352,13 +353,13 @@ def distance_for(teacher:nn.Module, # by whose classes students are asked, if it
                  protocol:Protocol, # how many samples
                 )->Callable:        # `network -> number`, the smaller the better; a teacher has one too
     "How far a student is from the data of a task: energy distance of points, Fréchet distance of images."
-    g = torch.Generator().manual_seed(stream(0, 'judge of a comparison'))
+    g = generator_for(0, 'judge of a comparison')
     judge, labels = Judge(held_out(protocol.n, generator=g)), labels_for(teacher)
     after = g.get_state()
     def distance(network):    # the same draws for all
         z = torch.randn(protocol.n, *noise_shape(network), generator=g.set_state(after))
         x = generate(network, z, labels and labels(protocol.n, g), batch=protocol.n)
-        return float(judge.distance(x)) if x.isfinite().all() else math.inf
+        return judge.distance(x) if x.isfinite().all() else math.inf
     return distance
 
 # %% ../nbs/31_comparisons.ipynb #64fab9b8
@@ -428,9 +429,8 @@ def run_arm(task:str|Task,      # such as 'ring-far'
     for i, seed in enumerate(seeds):
         run, spent, price, lost = prepare(arm_of, task.start, teacher, seed, protocol)
         for step, value, lag in follow(run, distance, protocol.looks, [partial(w, i) for w in watch], lost):
-            passes = round(spent + step * price, 1)
-            about = dict(task=task.name, arm=arm, seed=seed, step=step)
-            rows.append(about | dict(passes=passes, value=value, lag=lag))
+            rows.append(dict(task=task.name, arm=arm, seed=seed, step=step,
+                             passes=round(spent + step * price, 1), value=value, lag=lag))
     return rows
 
 # %% ../nbs/31_comparisons.ipynb #4f8e8b81
@@ -442,7 +442,7 @@ def run_pair(job:tuple    # arguments of `run_arm`, a `Task` first
             )->list[dict]: # its rows
     "Run an arm on a task in a process of its own, or read what was kept of it."
     task, arm, seeds, protocol, folder = job
-    said = asdict(parse_arm(arm, **task.usual)), seeds, asdict(protocol) | dict(threshold=None)    # of no run
+    said = vars(parse_arm(arm, **task.usual)), seeds, vars(protocol) | dict(threshold=None)    # of no run
     name, about = f"{task.start}-{arm.split(':')[0]}", [task.about, task.start, *said]
     file = file_for(folder and Path(folder)/'pairs', name, about, '.json')
     if file and file.exists():
@@ -550,8 +550,8 @@ def by_task(rows:list[dict] # what `compare` returned
            )->dict:         # `{task: {arm: {seed: its rows in order}}}`
     "The rows by what they belong to."
     check_that(bool(rows), 'rows', rows, 'what `compare` returned, at least one')
-    found = {row['task']: {} for row in rows}
-    for row in rows: found[row['task']][row['arm']] = {}
+    found = {}
+    for row in rows: found.setdefault(row['task'], {})[row['arm']] = {}
     for row in sorted(rows, key=lambda row: (row['seed'], row['step'])):
         found[row['task']][row['arm']].setdefault(row['seed'], []).append(row)
     return found

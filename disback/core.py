@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['KINDS', 'SAID', 'DEFAULTS', 'printable', 'in_short', 'check_that', 'check_number', 'check_counts', 'check_memory',
            'check_choice', 'stream', 'check_seeds', 'check_regular', 'check_schema', 'Described', 'kinds_of', 'typed',
-           'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults', 'shipped']
+           'check_calls', 'patch', 'patch_property', 'as_cell', 'Table', 'defaults', 'shipped', 'asked_to_end']
 
 # %% ../nbs/00_core.ipynb #ab2bd58c
-import ast, collections.abc, difflib, functools, hashlib, html, inspect, io, itertools, math, numbers, os
-import stat, textwrap, tokenize, types
+import ast, collections.abc, contextlib, difflib, functools, hashlib, html, inspect, io, itertools, math
+import numbers, os, signal, stat, textwrap, threading, tokenize, types
 from importlib.metadata import PackageNotFoundError, files
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Callable, Iterable, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Callable, Iterable, Iterator, Literal, Union, get_args, get_origin
 
 # %% ../nbs/00_core.ipynb #5aa10001
 def printable(text:Any # what may come from a file or from somebody else
@@ -360,6 +360,19 @@ def shipped(folder:str, # 'recipes', 'tutorials' or another beside the package
     found = [f for f in installed if f.parent.as_posix().endswith(place)]
     return sorted(Path(f.locate()) for f in found if f.name.endswith(ending))
 
+
+# %% ../nbs/00_core.ipynb #5aa10021
+@contextlib.contextmanager
+def asked_to_end(handler:Callable # `(signal, frame)`
+                )->Iterator[None]:
+    "Within the block, call a function instead when this process is asked to end."
+    asked = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN: asked.remove(signal.SIGHUP)
+    main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, handler) for s in asked if main}
+    try: yield
+    finally:
+        for s, old in before.items(): signal.signal(s, old)
 
 # %% ../nbs/00_core.ipynb #c0ca1100
 check_calls(globals())

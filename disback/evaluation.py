@@ -21,7 +21,7 @@ from . import __version__
 from .core import (check_calls, check_choice, check_counts, check_number, check_seeds, check_that,
                           patch, patch_property, printable, stream)
 from .data import Classes, Data, digits
-from .diffusion import as_labels
+from .diffusion import as_labels, generator_for
 from .downloads import fetched
 from .files import digest, file_digest, read_weights, readable, whole
 from .metrics import (as_rows, check_features, check_images, check_moments, count_modes,
@@ -248,14 +248,17 @@ def inception_score(p:torch.Tensor, # class probabilities `(n, K)`: logits after
     return InceptionScore(scores.mean().item(), scores.std(correction=0).item())
 
 # %% ../nbs/32_evaluation.ipynb #c371b523
+def _check_rows(n, start): # how many, and the number of the first
+    check_number('n', n, whole=True, least=1, most=MOST)
+    check_number('start', start, whole=True, least=0)
+
 def noise_rows(n:int,               # rows
                shape:Sequence[int], # of a row, `dims`
                seed:int=0,          # of the whole sample
                start:int=0,         # number of the first row
               )->torch.Tensor:      # unit noise `(n, *dims)`
     "Noise in which a row depends on the seed and its own number alone."
-    check_number('n', n, whole=True, least=1, most=MOST)
-    check_number('start', start, whole=True, least=0)
+    _check_rows(n, start)
     own = stream(seed, 'samples by number')
     generators = [np.random.default_rng((own, row)) for row in range(start, start + n)]
     return torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators]))
@@ -288,8 +291,7 @@ def labels(self:Draw,
            start:int=0, # number of the first
           )->torch.Tensor|None: # their classes `(n,)`
     "The classes that samples are drawn as."
-    check_number('n', n, whole=True, least=1, most=MOST)
-    check_number('start', start, whole=True, least=0)
+    _check_rows(n, start)
     if self.n_classes is None: return None
     counts = getattr(self.n_classes, 'counts', [1] * self.n_classes)
     known = torch.tensor([c for c, count in enumerate(counts) if count])
@@ -352,8 +354,7 @@ def take_reference(reference:str|Path|Data|torch.Tensor, # statistics file, `Dat
         return load_statistics(reference), None, said | dict(reference_sha256=file_digest(reference))
     name, x = 'samples', reference
     if isinstance(reference, Data):
-        name, x = f'held-out {reference.name}', reference.held_out(
-            n, torch.Generator().manual_seed(stream(0, 'reference')))
+        name, x = f'held-out {reference.name}', reference.held_out(n, generator_for(0, 'reference'))
     as_rows(x, 'the reference')
     said = dict(reference=name, reference_size=len(x), reference_sha256=digest({'samples': x}))
     return None, x, said
@@ -479,7 +480,6 @@ def measure_samples(draw:Callable,   # `draw(n, seed, start)` -> samples from nu
                     progress:bool=True, # show a bar
                    )->dict: # plain data: `{measure: {per_seed, mean, std}, ..., 'protocol': {...}}`
     "Measure samples (Heusel et al. 2017; Kynkäänniemi et al. 2019; Salimans et al. 2016)."
-    check_counts(batch=batch)
     seeds = check_seeds(seeds)
     x = draw(1, seeds[0], 0)
     by = Yardstick(reference, x, n, features, splits, k)
@@ -487,9 +487,7 @@ def measure_samples(draw:Callable,   # `draw(n, seed, start)` -> samples from nu
     run = partial(embed, features=by.look, batch=batch, keep=keep, processes=processes, silent=not progress)
     if (real := by.real) is not None:
         by.hold(run(lambda n, start: real[start:start + n], len(real), desc='reference'))
-    rows = []
-    for seed in seeds:
-        rows.append(by.measured(run(lambda n, start: draw(n, seed, start), n, desc=f'seed {seed}')))
+    rows = [by.measured(run(lambda n, start: draw(n, seed, start), n, desc=f'seed {seed}')) for seed in seeds]
     protocol = dict(n=n, seeds=seeds, shape=[*x.shape[1:]], network_calls=getattr(draw, 'nfe', None),
                     n_features=by.n_features, k=by.k, splits=splits if 'inception_score' in rows[0] else None,
                     batch=batch, processes=processes.world, warnings=by.doubts(n))

@@ -9,7 +9,6 @@ __all__ = ['SOURCE', 'CONFIG', 'SECONDS', 'RESULT', 'METRIC', 'PLACES', 'REFERRE
 # %% ../nbs/41_folders.ipynb #a71feffe
 import fcntl, json, os
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -149,7 +148,7 @@ def begin(self:RunFolder,
           dry:bool=False,    # only look whether it could begin
          )->RunFolder:
     "Begin a new run, or go on with the one that is there."
-    config = settings | dict(compute=compute and asdict(compute), source=source, inputs=inputs or {})
+    config = settings | dict(compute=compute and vars(compute), source=source, inputs=inputs or {})
     if self.writes and not self.begun: self.check_empty(resume)
     if dry and self.begun: self.check_same(config, resume)
     if self.writes and not dry:
@@ -194,9 +193,9 @@ def check_same(self:RunFolder,
         raise ValueError(f"{self.path} already holds a run: "
                          "choose another --out, or go on with it by --resume")
     ours, theirs = [course(c) for c in (json.loads(json.dumps(config, default=str)), self.config)]
-    told = [said['data'] for said in (ours, theirs)]
-    if told[0][0] == told[1][0] is not None: ours['data'] = theirs['data']    # wherever they lie now
-    elif told[0][1] != told[1][1]: ours['data'], theirs['data'] = [name for _, name in told]
+    (mark, name), (their_mark, their_name) = ours['data'], theirs['data']
+    if mark == their_mark is not None: ours['data'] = theirs['data']    # wherever they lie now
+    elif name != their_name: ours['data'], theirs['data'] = name, their_name
     for k in theirs | ours:
         if theirs.get(k) == ours.get(k): continue
         raise ValueError(f"{self.path} was started with other options ({k}: {printable(theirs.get(k))}, "

@@ -63,8 +63,7 @@ def server_command(options:Lab # where, and on which port
                     open_browser=options.browser)
     given = [f'--ServerApp.{name}={value}' for name, value in settings.items()]
     given += [f'--LabApp.default_url={first_page()}']
-    root = hasattr(os, 'getuid') and os.getuid() == 0
-    return [sys.executable, '-m', 'jupyterlab', *given, *['--allow-root'] * root]
+    return [sys.executable, '-m', 'jupyterlab', *given, *['--allow-root'] * (os.getuid() == 0)]
 
 # %% ../nbs/45_lab.ipynb #28c4b887
 NO_NEWS = {'disabledExtensions': {'@jupyterlab/apputils-extension:announcements': True}}

@@ -14,21 +14,22 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal
 from tyro.conf import Positional, arg
-from .core import DEFAULTS, check_calls, check_number, patch, patch_property
+from .core import DEFAULTS, check_calls, check_number, check_seeds, patch, patch_property
 
 # %% ../nbs/40_options.ipynb #79d8d07f
-RANGES = (dict.fromkeys(('n_steps', 'batch', 'ratio', 'every', 'eval_every', 'n', 'size', 'channels', 'jobs',
-                         'pieces', 'pretrain_steps', 'degrade_steps', 'steps', 'budget'),
-                        dict(whole=True, least=1, most=10**9))
-          | dict.fromkeys(('lr', 'fake_lr', 'sigma_init', 'student_sigmas', 'threshold', 'sigma_data',
-                           'alpha', 'clip'), dict(above=0))
-          | dict.fromkeys(('seed', 'seeds'), dict(whole=True, least=0, below=2**62))
-          | dict.fromkeys(('nodes', 'eval_n'), dict(whole=True, least=2))
-          | dict.fromkeys(('timestep', 'warm_up'), dict(whole=True, least=0, most=10**9))
-          | dict(lora=dict(whole=True, least=1, most=10**4), none=dict(least=0, below=1), guidance=dict(),
-                 betas=dict(least=0, below=1), decay=dict(least=0, most=1), classes=dict(whole=True, least=0),
-                 skip_broken_images=dict(whole=True, least=0),
-                 port=dict(whole=True, least=1, below=2**16)))
+RANGES = {name: limits for names, limits in {
+    'n_steps batch ratio every eval_every n size channels jobs pieces pretrain_steps degrade_steps steps '
+    'budget': dict(whole=True, least=1, most=10**9),
+    'lr fake_lr sigma_init student_sigmas threshold sigma_data alpha clip': dict(above=0),
+    'seed seeds': dict(whole=True, least=0, below=2**62),
+    'nodes eval_n': dict(whole=True, least=2),
+    'timestep warm_up': dict(whole=True, least=0, most=10**9),
+    'classes skip_broken_images': dict(whole=True, least=0),
+    'lora': dict(whole=True, least=1, most=10**4),
+    'port': dict(whole=True, least=1, below=2**16),
+    'none betas': dict(least=0, below=1),
+    'decay': dict(least=0, most=1),
+    'guidance': dict()}.items() for name in names.split()}
 
 # %% ../nbs/40_options.ipynb #19295dc9
 class Checked:
@@ -101,8 +102,7 @@ class Options(Checked):
 
     def settings(self)->dict: # plain data
         "What decides the course of the command; options that are None left out."
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {name: v for name, v in vars(self).items() if name not in FREE and v is not None}
         return json.loads(json.dumps(dict(stage=self.name) | given, default=str))
 
     def filled(self,
@@ -119,7 +119,7 @@ def kind_of(shape:tuple # of a sample
     return 'images' if len(shape) == 3 else 'points'
 
 # %% ../nbs/40_options.ipynb #08fe4274
-@dataclass
+@dataclass(frozen=True)
 class Compute(Checked):
     "where and how to compute"
     device: str | None = None         # 'cpu', 'cuda', ...; None: a GPU if there is one
@@ -178,7 +178,7 @@ class Stage(FromRecipe):
     out: Path             # run folder to write
     seed: int = 0         # of weights, samples and noise
     resume: bool = False  # go on with the run in the folder
-    compute: Compute = field(default_factory=Compute) # where and how to compute
+    compute: Compute = Compute() # where and how to compute
 
 # %% ../nbs/40_options.ipynb #08e8e3db
 def network_config(text:str|None # of `--network`
@@ -276,9 +276,10 @@ class Degrade(Stage):
         if self.student_sigmas is not None and first != (None, None, None):
             raise ValueError("--student-sigmas names all noise levels of the student, the first of them too: "
                              "leave --sigma-init, --timestep and --unit out")
-        for name in ('alpha', 'start') if self.lora is None else ():
-            if getattr(self, name) is None: continue
-            raise ValueError(f"--{name} is about low-rank corrections: say their rank too, such as --lora 64")
+        for name in ('alpha', 'start'):
+            if self.lora is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} is about low-rank corrections: say their rank too, such as "
+                                 "--lora 64")
 
 # %% ../nbs/40_options.ipynb #8e44268e
 @dataclass(kw_only=True)
@@ -345,7 +346,7 @@ class Sample(FromRecipe):
     n_steps: int = 18           # Heun steps of a teacher
     seed: int = 0               # of the noise
     resume: bool = False        # take what is in the folder, if it is finished, or draw again
-    compute: Compute = field(default_factory=Compute) # where to compute
+    compute: Compute = Compute() # where to compute
 
 # %% ../nbs/40_options.ipynb #72d41063
 @dataclass(kw_only=True)
@@ -365,14 +366,13 @@ class Evaluate(FromRecipe):
     guidance: float = 1.        # of a teacher, for networks that also answer without a class
     which: Literal['last', 'best'] = 'last' # the student at the end of training, or the best on the way
     n_steps: int = 18           # Heun steps of a teacher
-    compute: Compute = field(default_factory=Compute) # where and how to compute
+    compute: Compute = Compute() # where and how to compute
 
     def check(self)->None:
         "As `Options.check`; there are enough samples, different seeds, and features that fit the reference."
         super().check()
         check_number('--n', self.n, whole=True, least=4)    # precision and recall need neighbours
-        if len({*self.seeds}) < max(1, len(self.seeds)):
-            raise ValueError(f"--seeds are different whole numbers from 0, at least one, got {self.seeds}")
+        check_seeds(self.seeds)
         if self.reference is not None and self.features == 'ours':
             raise ValueError("--reference has statistics of the Inception network: add --features inception")
 
@@ -385,7 +385,7 @@ class Check(Plannable):
     skip_broken_images: int = 0 # of the data: leave out up to so many that cannot be read, and say so
     n: int = 256                # samples to ask it about
     seed: int = 0               # of the samples and their noise
-    compute: Compute = field(default_factory=Compute) # where to compute
+    compute: Compute = Compute() # where to compute
 
     def check(self)->None:
         "As `Options.check`; and there are samples enough."
@@ -402,7 +402,7 @@ class Statistics(Plannable):
     channels: int | None = None # 1 (grey) or 3 (colour)
     skip_broken_images: int = 0 # leave out up to so many that cannot be read, and say so
     weights: Path | None = None # file of the Inception network; None: torch-fidelity's own download
-    compute: Compute = field(default_factory=Compute) # where to compute
+    compute: Compute = Compute() # where to compute
 
 # %% ../nbs/40_options.ipynb #89e37df6
 @dataclass(kw_only=True)
@@ -433,7 +433,7 @@ class Demo(Plannable):
     channels: int | None = None       # for glyphs or a folder: 1 (grey) or 3 (colour)
     seed: int = 0                     # of everything
     resume: bool = False              # go on with the demo in the folder
-    compute: Compute = field(default_factory=Compute) # where and how to compute
+    compute: Compute = Compute() # where and how to compute
 
 # %% ../nbs/40_options.ipynb #21ce7c2b
 @dataclass(kw_only=True)
@@ -483,10 +483,10 @@ class Compare(Plannable):
             if getattr(self, name) in ((), []): raise ValueError(f"--{name} names at least one, got none")
         if self.teacher is not None and self.tasks is not None:
             raise ValueError("--tasks are of teachers made here, --teacher is one's own: give one of them")
-        for name in ('starts', 'data', 'skip_broken_images') if self.teacher is None else ():
-            if not getattr(self, name): continue
-            raise ValueError(f"--{name.replace('_', '-')} is about one's own teacher: name its run folder by "
-                             "--teacher")
+        for name in ('starts', 'data', 'skip_broken_images'):
+            if self.teacher is None and getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} is about one's own teacher: name its run "
+                                 "folder by --teacher")
 
 # %% ../nbs/40_options.ipynb #2c568ef7
 @dataclass(kw_only=True)
@@ -538,9 +538,9 @@ def group_of(command:str, # one of `COMMANDS`
              option:str,  # one of its fields
             )->str:       # one of `GROUPS`
     "Where `--help` shows an option."
-    known = {f'{command}.{option}', option}
-    found = [group for group, names in GROUPS.items() if f'{command}.{option}' in names]
-    return [*found, *(group for group, names in GROUPS.items() if known & {*names})][0]
+    for known in (f'{command}.{option}', option):
+        for group, names in GROUPS.items():
+            if known in names: return group
 
 # %% ../nbs/40_options.ipynb #c0ca1140
 check_calls(globals())

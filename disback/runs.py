@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STATE', 'PAUSE', 'OneProcess', 'load_weights', 'ema_power', 'EMA', 'NonFinite', 'Guard', 'plain', 'GeneratorState',
            'Run', 'random_states', 'set_random_states', 'decayed', 'adam', 'all_finite', 'Checkpoints', 'drawn',
-           'in_lines', 'progress', 'requests_to_end', 'interruptible', 'drive']
+           'in_lines', 'progress', 'interruptible', 'drive']
 
 # %% ../nbs/09_runs.ipynb #88715ba3
-import contextlib, itertools, math, os, signal, sys, threading, time, warnings
+import contextlib, itertools, math, os, sys, time, warnings
 from collections import namedtuple
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._pytree import tree_leaves
 from . import __version__
-from .core import check_calls, check_counts, check_number, check_schema, patch
+from .core import asked_to_end, check_calls, check_counts, check_number, check_schema, patch
 from .files import check_weights, load_state, save_state
-from .networks import clone
+from .networks import clone, in_words
 
 # %% ../nbs/09_runs.ipynb #2874d881
 class OneProcess:
@@ -215,8 +216,7 @@ def take_back(self:Run,
     set_random_states(states)
     self.guard.pending = [seen for seen in self.guard.pending if seen[0] != self.step]
     for part in self.parts.values():    # of the pieces that went through
-        if not hasattr(part, 'optimizer'): continue
-        for p in part.parameters: p.grad = None
+        if hasattr(part, 'optimizer'): part.optimizer.zero_grad()
 
 # %% ../nbs/09_runs.ipynb #5c41aa04
 @patch
@@ -278,14 +278,10 @@ def check_state(self:Run, state:dict)->None: # what `state_dict` returned
 @patch
 def load_state_dict(self:Run, state:dict)->None: # what `state_dict` returned
     "Go on from a saved state; the run must have been made with the same arguments."
-    try:
+    with in_words('this state does not fit the run, which has not saved it (delete it to start again)'):
         self.check_state(state)
         for k, v in self.parts.items(): v.load_state_dict(state['parts'][k])
         self.step, self.torn = state['step'], False
-    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as e:
-        why = *str(e).splitlines(), type(e).__name__
-        raise ValueError(f"this state does not fit the run ({why[0]}): it was not saved "
-                         "by it; delete it to start again") from None
 
 # %% ../nbs/09_runs.ipynb #80ff199c
 def decayed(lr:float,    # learning rate at the start
@@ -310,9 +306,7 @@ def adam(params:Iterable, # of a network
 def all_finite(state:Any # nested dict and list
               )->bool:
     "Whether all tensors of a state are finite."
-    if isinstance(state, dict): return all(map(all_finite, state.values()))
-    if isinstance(state, (list, tuple)): return all(map(all_finite, state))
-    return not isinstance(state, torch.Tensor) or bool(state.isfinite().all())
+    return all(t.isfinite().all() for t in tree_leaves(state) if isinstance(t, torch.Tensor))
 
 # %% ../nbs/09_runs.ipynb #24934bbb
 class Checkpoints:
@@ -432,20 +426,11 @@ def progress(iterable:Iterable, # what is iterated over
     return tqdm(iterable, total=total, desc=desc, initial=done, leave=False, disable=silent)
 
 # %% ../nbs/09_runs.ipynb #1defe003
-def requests_to_end()->list: # signals
-    "What asks a process to end: Ctrl-C, `kill`, and a terminal that closes, unless `nohup` is to outlive it."
-    asked = [signal.SIGINT, signal.SIGTERM]
-    return asked if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*asked, signal.SIGHUP]
-
 @contextlib.contextmanager
 def interruptible()->Iterator[list]: # the signals that came
     "Within the block, requests to end are noted in a list instead of striking at once."
-    caught, old = [], {}
-    if threading.current_thread() is threading.main_thread():
-        for s in requests_to_end(): old[s] = signal.signal(s, lambda n, _: caught.append(n))
-    try: yield caught
-    finally:
-        for s, handler in old.items(): signal.signal(s, handler)
+    caught = []
+    with asked_to_end(lambda number, _: caught.append(number)): yield caught
 
 # %% ../nbs/09_runs.ipynb #9528ffb3
 def drive(run:Run,      # the run

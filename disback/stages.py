@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 'row_of', 'tell_time', 'train', 'source_of',
            'bundled', 'resizable', 'named_again', 'allowed', 'judge_for', 'quality', 'warn_of_few', 'judge_of',
-           'curves', 'path_figure', 'new_network', 'identity', 'command_of', 'write_about', 'begun', 'described',
-           'options_of', 'pretrain', 'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_',
+           'curves', 'path_figure', 'new_network', 'identity', 'command_of', 'write_about', 'begun', 'options_of',
+           'pretrain', 'read_edm', 'read_file', 'read_painter', 'read_teacher', 'name_classes', 'import_',
            'labels_like', 'starting_level', 'noise_for', 'beginners', 'degrade', 'itinerary_of', 'optimizer_of',
            'best_of', 'lag_of', 'follow', 'check_batch', 'backtrack', 'trained', 'say_classes', 'classes_of',
            'check_prompts', 'asked', 'sample', 'sheet', 'samples_figure', 'more_of', 'measured', 'evaluate',
@@ -16,7 +16,7 @@ __all__ = ['FEW', 'PROBE', 'TITLES', 'FILES', 'STAGES', 'engine_of', 'tracker', 
 # %% ../nbs/43_stages.ipynb #43aa0001
 import math, os, platform, shlex, time, warnings
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -32,19 +32,18 @@ from . import __version__
 from .backtracking import ARMS, Adaptive, Backtracking, Fixed, Proportional, Ramp, lag_in_words
 from .adapters import Adapted, read_lora
 from .comparisons import Task, parse_start, start
-from .core import (Table, check_calls, check_counts, check_memory, check_that, defaults, printable,
-                          stream)
+from .core import Table, check_calls, check_memory, check_that, defaults, printable, stream
 from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, full_name, labels_of,
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
-from .diffusion import StepNoise
+from .diffusion import StepNoise, generator_for
 from .downloads import at_hand
 from .edges import check_denoiser
 from .edm import edm_network, load_edm
 from .engine import Engine
 from .evaluation import (Draw, class_accuracy, clip_score, digit_classifier, embed, inception,
                                 load_clip, load_statistics, measure_samples, save_statistics, statement,
-                                too_few)
+                                summed, too_few)
 from .files import digest, file_digest, save_state, whole, write_json
 from .folders import RunFolder, load_path
 from .metrics import Judge, features_for, modes_of
@@ -58,7 +57,7 @@ from .pipelines import load_pipeline, weights_in
 from .plots import COLORS, filmstrip, node_colors, show_curve, show_images
 from .pretraining import Pretraining
 from .recipes import as_args, hours, n_parameters
-from .runs import Checkpoints, Run, adam, drive
+from .runs import Checkpoints, OneProcess, Run, adam, all_finite, drive
 from .samplers import calls_of, is_denoiser
 from .text import (ask_by, encode_prompts, export, how_to_call, is_pipeline, load_text_pipeline,
                           network_part, read_texts, takes_prompts)
@@ -71,16 +70,12 @@ def engine_of(compute:Compute, # options of how to compute
               shape:tuple=(),       # of a sample, if threads depend on it
              )->Engine:
     "The engine that options ask for; on a GPU if there is one."
-    options = asdict(compute)
+    options = {**vars(compute)}
     few = shape and math.prod(shape) <= FEW and 'OMP_NUM_THREADS' not in os.environ
     if options['threads'] is None and few: options['threads'] = 1
     del options['log']
     options['compile'] = {'no': False, 'default': True}.get(compute.compile, compute.compile)
     options['device'] = compute.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try: torch.empty(0, device=options['device'])
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"--device {compute.device} cannot be used here ({str(e).partition('.')[0]}): "
-                         "give one that this machine has, such as cpu") from None
     return Engine(**options, clip=clip)
 
 # %% ../nbs/43_stages.ipynb #cfcb9b3d
@@ -109,8 +104,8 @@ def row_of(run:Run,    # after a step
            record:tuple, # of that step, named
           )->dict:     # `{name: number}`
     "A step as it stands in the metrics: what is finite, and how many steps were skipped."
-    values = {name: float(value) for name, value in record._asdict().items() if name != 'step'}
-    row = {name: round(value, 6) for name, value in values.items() if math.isfinite(value)}
+    row = {name: round(float(value), 6) for name, value in record._asdict().items()
+           if name != 'step' and math.isfinite(value)}
     if run.guard.skipped: row['skipped'] = run.guard.skipped
     return row
 
@@ -202,7 +197,7 @@ def judge_for(data:Data, # what samples should be like
               seed:int=0, # of the choice of real samples
              )->Judge:
     "A judge by held-out samples: 2000, or all there are."
-    real = data.held_out(2000, generator=torch.Generator().manual_seed(stream(seed, 'real samples')))
+    real = data.held_out(2000, generator=generator_for(seed, 'real samples'))
     return Judge(real, modes=modes_of(data.name))
 
 # %% ../nbs/43_stages.ipynb #826daff1
@@ -296,9 +291,10 @@ def new_network(shape:tuple,        # of a sample
                      "img_resolution, img_channels and label_dim, resize the data, or use --labels")
 
 # %% ../nbs/43_stages.ipynb #c98089e9
-def identity(value:Any # a network, a path, a file, a number of classes, or None
+def identity(value:Any # a network, a path, a file, a number of classes, None; or what this returned
             )->str:
     "The fingerprint of what a stage has read, wherever that lies."
+    if isinstance(value, str): return value
     if isinstance(value, nn.Module): return digest(value.state_dict())
     if isinstance(value, DegradationPath): return value.sha256
     if isinstance(value, Path): return file_digest(value)
@@ -338,7 +334,7 @@ def command_of(options:Options, # of any command
                **given:Any,     # what is to stand in place of them
               )->str:
     "What one would type to get these options; what may be changed on resuming is left out."
-    table = options.settings() | {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+    table = options.settings() | given
     first = [table.pop(f.name) for f in fields(options) if 'Positional' in str(f.type)]    # without a name
     return shlex.join(['disback', table.pop('stage'), *first, *as_args(table)])
 
@@ -358,31 +354,23 @@ def write_about(folder:RunFolder, # begun
     with whole(folder/'README.md') as tmp: tmp.write_text('\n\n'.join(map(printable, lines)) + '\n')
 
 # %% ../nbs/43_stages.ipynb #115b3e95
-def begun(options:Options,    # of a stage that trains, or of a command that chains stages
-          engine:Engine,      # whose processes take part
+def begun(options:Options,    # of a stage or command
+          engine:Engine|None, # whose processes take part; None: this one alone, which trains nothing
           source:dict|None,   # arguments of `load_data`
-          network:nn.Module|None=None, # the teacher, for a dry run
+          network:nn.Module|None=None, # that is trained or asked, for a dry run
           stages:dict|None=None, # `{name: options}` of other stages that are known, the same
+          settings:dict|None=None, # what decides the course; None: as the options say
           **read:Any,         # what the stage has read, by the names of its options: see `identity`
          )->RunFolder:
-    "The folder of a stage or command, new or to be resumed."
+    "The folder of a stage or command, new or to be resumed; a dry run ends here."
     if hasattr(options, 'batch'): engine.rows(options.batch)    # before there is a folder
-    folder, inputs = RunFolder(options.out, engine.processes), {k: identity(v) for k, v in read.items()}
-    compute = replace(options.compute, threads=torch.get_num_threads())
-    folder.begin(options.settings(), compute, options.resume, source, inputs, options.dry_run)
+    folder = RunFolder(options.out, engine.processes if engine else OneProcess())
+    compute = engine and replace(options.compute, threads=torch.get_num_threads())
+    inputs, settings = {k: identity(v) for k, v in read.items()}, settings or options.settings()
+    folder.begin(settings, compute, options.resume, source, inputs, options.dry_run)
     options.end_if_dry(network, **stages or {})
     kept = (folder.config['compute'] or {}).get('threads')
-    if options.compute.threads is None and kept: Engine(threads=kept)    # resumed as it began, to the bit
-    if folder.writes: write_about(folder, options)
-    return folder
-
-# %% ../nbs/43_stages.ipynb #43d10001
-def described(folder:RunFolder, # of a command, begun
-              options:Options,  # of the command
-              network:nn.Module|None=None, # that it trains or asks, for a dry run
-             )->RunFolder:      # the same
-    "A folder with its `README.md`; a dry run ends here, and makes neither."
-    options.end_if_dry(network)
+    if kept and options.compute.threads is None: Engine(threads=kept)    # resumed as it began, to the bit
     if folder.writes: write_about(folder, options)
     return folder
 
@@ -488,7 +476,7 @@ def read_teacher(file:Path,       # official EDM checkpoint, weights alone, fold
                          "none: leave them out")
     elif file.is_dir(): module = load_pipeline(file, kind)
     else: module = read_file(file, key or 'ema', network_config(network), kind)
-    if all(v.isfinite().all() for v in module.state_dict().values()): return module
+    if all_finite(module.state_dict()): return module
     raise ValueError(f"{file} holds weights that are not finite: get it anew from its publisher")
 
 # %% ../nbs/43_stages.ipynb #0b8506b1
@@ -520,11 +508,8 @@ def import_(options:Import
     module = read_teacher(options.file, *given)
     if not options.file.is_dir(): options = replace(options, key=options.key or 'ema')
     source = name_classes(module, options)
-    read = dict(file=module, prompts=options.prompts)
-    inputs = {name: identity(value) for name, value in read.items() if value is not None}
-    folder = RunFolder(options.out)
-    folder.begin(options.settings(), None, options.resume, source, inputs, options.dry_run)
-    with described(folder, options) as folder:
+    read = dict(prompts=options.prompts) if options.prompts else {}
+    with begun(options, None, source, file=module, **read) as folder:
         if folder.result: return folder.result
         stay = {}
         if hasattr(module, 'use_prompts'):    # a pipeline of latents is referred to
@@ -657,18 +642,18 @@ def follow(run:Backtracking,
            options:Backtrack, # `eval_every` and `eval_n`
           )->Callable:        # `step -> dict` of what the metrics shall hold
     "Look at the student of a run at intervals: keep samples, measure them, keep the best student."
-    every, processes = options.eval_every or max(1, run.n_steps // 20), run.processes
+    every = options.eval_every or max(1, run.n_steps // 20)
     shown = options.eval_n if judge or len(run.ema.shape) == 1 else 64    # samples that are kept
     def look(step):
         if step % every and step != run.n_steps: return {}
         x = folder.pictures(run.ema, min(shown, options.eval_n), seed=stream(options.seed, 'look'))
         folder.keep_samples(step, x)
         if judge is None: return {}
-        value = x.new_tensor(judge.distance(x) if folder.writes else 0.).to(run.generator.device)
-        value = processes.mean(value) * processes.world    # one process measures, all know
+        value = x.new_tensor(judge.distance(x) if folder.writes else 0.)
+        value = float(summed(value, run.processes))    # one process measures, all know
         best = best_of(folder, judge.name)
         if not best or value < best['best']: folder.save('best', run.ema)
-        return {judge.name: round(float(value), 4)}
+        return {judge.name: round(value, 4)}
     return look
 
 # %% ../nbs/43_stages.ipynb #43d70001
@@ -778,9 +763,9 @@ def sample(options:Sample
     options.check()
     module, run, _ = trained(options.run, options.which)
     options = replace(options, run=run.path)
-    drawn_by = dict(run=identity(module))
+    drawn_by = identity(module)
     check_prompts(run, prompts=options.prompts)
-    engine = engine_of(options.compute, shape=tuple(module.shape))
+    engine = engine_of(options.compute, shape=module.shape)
     module = engine.move(asked(module, run, options.prompts, options.guidance))
     texts = module.n_classes.names if run.pipeline else ()
     if options.prompts is None and options.classes is None: texts = texts[:10]
@@ -789,12 +774,11 @@ def sample(options:Sample
         cond = torch.tensor(classes).repeat_interleave(-(-n // len(classes)))
         n = len(cond)
     if not texts: say_classes(module)
-    out = options.out or options.run/f'samples-{options.seed}'
-    if options.out is None and out.is_symlink():
-        raise ValueError(f"{out} is a link, which is not followed in a run folder: give --out")
-    folder = RunFolder(out)
-    folder.begin(options.settings(), None, options.resume, None, drawn_by, options.dry_run)
-    with described(folder, options, module) as folder:
+    if options.out is None:
+        options.out = options.run/f'samples-{options.seed}'
+        if options.out.is_symlink():
+            raise ValueError(f"{options.out} is a link, which is not followed in a run folder: give --out")
+    with begun(options, None, None, module, run=drawn_by) as folder:
         where = dict(folder=str(folder.path))
         if folder.result: return folder.result | where
         x = run.pictures(module, n, cond, options.seed, n_steps=options.n_steps)
@@ -843,10 +827,9 @@ def more_of(draw:Draw, # samples by number
            )->dict:    # `{measure: number}`
     "What only some data allow to measure: the classes of digits."
     if data.name != 'digits' or draw.n_classes != 10: return {}
-    check_counts(n=n)
-    classify = digit_classifier()
+    labels, classify = draw.labels(n), digit_classifier()
     drawn = torch.cat([draw(min(500, n - i), seed, i).cpu() for i in range(0, n, 500)])
-    return dict(class_accuracy=round(class_accuracy(drawn, draw.labels(n), classify), 4),
+    return dict(class_accuracy=round(class_accuracy(drawn, labels, classify), 4),
                 class_accuracy_real=round(class_accuracy(*digits('test'), classify), 4))
 
 # %% ../nbs/43_stages.ipynb #43c11b01
@@ -872,7 +855,7 @@ def evaluate(options:Evaluate
     options.check()
     module, folder, drawn_by = trained(options.run, options.which)
     check_prompts(folder, clip=options.clip, prompts=options.prompts)
-    data, engine = data_to_meet(options, folder), engine_of(options.compute, shape=tuple(module.shape))
+    data, engine = data_to_meet(options, folder), engine_of(options.compute, shape=module.shape)
     module = asked(module, folder, options.prompts and read_texts(options.prompts), options.guidance)
     folder.processes = engine.processes
     options.end_if_dry(module)
@@ -931,8 +914,8 @@ def check(options:Check
     folder, module, source = teacher_and_data(options, 'TEACHER', True)
     check_memory('--n', options.n, (8, *module.shape))    # as it is noised, asked and compared
     n_classes = getattr(module, 'n_classes', None)
-    engine = engine_of(options.compute, shape=tuple(module.shape))
-    g, sampler = torch.Generator().manual_seed(stream(options.seed, 'samples')), load_data(**source).sample
+    engine = engine_of(options.compute, shape=module.shape)
+    g, sampler = generator_for(options.seed, 'samples'), load_data(**source).sample
     x, *labels = (drawn,) if isinstance(drawn := sampler(options.n, g), torch.Tensor) else drawn
     options.end_if_dry()
     folder.hold()
@@ -990,7 +973,7 @@ def statistics(options:Statistics
     within = (official_splits(files) or [''])[0]    # the training images
     images = Images(files, options.size, options.channels, within=within,
                     skip_broken=options.skip_broken_images)
-    device = torch.device(engine_of(options.compute).device)
+    device = engine_of(options.compute).device
     options.end_if_dry()
     net = inception(options.weights, device)
     read = lambda n, start: images[start:start + n]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'SNUG', 'DOTS', 'PARTS_OF_A_GAP', 'PARTS', 'KINDS', 'PLACES', 'EXAMPLES', 'PLACED', 'NOBODY', 'CHOICES',
-           'slider', 'levels', 'dropdown', 'button', 'row', 'player', 'Sheet', 'few_ticks', 'small', 'share_ticks',
-           'Board', 'show_score', 'PathStepper', 'check_recorder', 'MismatchExplorer', 'Moment', 'Racer', 'Race',
-           'is_cloud', 'Recording', 'read_recording', 'RaceReplay', 'Example', 'example', 'taught', 'DistillationLab',
-           'in_words', 'facts', 'plot_moment', 'pages_of', 'book_of', 'Gallery']
+           'slider', 'levels', 'dropdown', 'button', 'row', 'player', 'Sheet', 'small', 'share_ticks', 'Board',
+           'show_score', 'PathStepper', 'MismatchExplorer', 'Moment', 'Racer', 'Race', 'is_cloud', 'Recording',
+           'read_recording', 'RaceReplay', 'Example', 'example', 'taught', 'DistillationLab', 'in_words', 'facts',
+           'plot_moment', 'pages_of', 'book_of', 'Gallery']
 
 # %% ../nbs/44_widgets.ipynb #051e93d1
 import base64, html, io, math, threading
@@ -24,27 +24,26 @@ from PIL import Image
 from ipyevents import Event
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from .backtracking import ARMS, Backtracking, backtracking_passes
 from .comparisons import data_of, start
-from .core import Table, check_calls, check_choice, check_number, check_that, defaults, patch
-from .core import patch_property, shipped, stream
+from .core import (Table, check_calls, check_choice, check_number, check_that, defaults, patch,
+                          patch_property, shipped, stream)
 from .data import POINT_SETS, load_data
 from .degradation import Degradation, EqualDrift
-from .diffusion import as_labels
+from .diffusion import as_labels, generator_for
 from .files import load_state, save_state
 from .folders import RunFolder, load_path
 from .losses import LOSSES, get_loss
 from .metrics import Judge, modes_of
-from .mismatch import MismatchRecorder, as_sigmas, exact_denoiser, mismatch_field, mismatch_map
-from .mismatch import read_recorder, show_field, show_heat, show_map, sigma_ladder
+from .mismatch import (MismatchRecorder, as_sigmas, exact_denoiser, mismatch_field, mismatch_map,
+                              read_recorder, show_field, show_heat, show_map, sigma_ladder)
 from .networks import ResMLP, clone, noise_shape, seeded
 from .options import Backtrack, Degrade, Pretrain
 from .paths import MANIFEST, DegradationPath, open_path
-from .plots import COLORS, LINES, check_points, limits, node_colors
-from .plots import show_curve, show_images, show_samples
+from .plots import (COLORS, LINES, check_points, limits, node_colors, show_curve, show_images,
+                           show_samples)
 from .pretraining import Pretraining
 from .runs import Checkpoints
 from .samplers import generate, labels_for
@@ -175,15 +174,6 @@ def png(self:Sheet,
     drawn.convert('RGB').save(file, 'png', compress_level=1)    # nothing is transparent
     return file.getvalue()
 
-# %% ../nbs/44_widgets.ipynb #b1256ecb
-def few_ticks(axis:Axis # of a panel, drawn
-             )->None:
-    "Leave some four ticks with plain numbers: most of the time of a picture goes into ticks."
-    locator = axis.get_major_locator()
-    if isinstance(locator, MaxNLocator): locator.set_params(nbins=3)
-    if axis.get_scale() != 'linear': axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-    axis.set_minor_locator(NullLocator())
-
 # %% ../nbs/44_widgets.ipynb #b1257eca
 def small(ax:Axes # of a panel, drawn
          )->None:
@@ -193,7 +183,10 @@ def small(ax:Axes # of a panel, drawn
     bars = [image.colorbar.ax.yaxis for image in (*ax.collections, *ax.images) if image.colorbar]
     for axis in (ax.xaxis, ax.yaxis, *bars):
         axis.label.set_size(8)
-        few_ticks(axis)
+        locator = axis.get_major_locator()    # some four plain numbers: most of the time goes into ticks
+        if isinstance(locator, MaxNLocator): locator.set_params(nbins=3)
+        if axis.get_scale() != 'linear': axis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+        axis.set_minor_locator(NullLocator())
     if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
 
 # %% ../nbs/44_widgets.ipynb #b1258eca
@@ -305,7 +298,7 @@ class PathStepper(Board):
             self.real = [] if data is None or data.ndim > 2 else [check_points(data)]
             self.path = load_path(path) if isinstance(path, (str, Path)) else path
             if not len(self.path): raise ValueError("a path needs at least one node, and this one has none")
-            network, g = self.path.network, torch.Generator().manual_seed(stream(0, 'samples'))
+            network, g = self.path.network, generator_for(0, 'samples')
             n, labels = n or (600 if len(network.shape) == 1 else 25), labels_for(network, cond)
             self.z = torch.randn(n, *network.shape, generator=g)
             self.cond = labels and labels(n, g)
@@ -323,7 +316,7 @@ def sample_node(self:PathStepper,
                )->torch.Tensor: # `(n, *dims)`
     "What a node or the student draws; `samples` is the same, and remembers."
     module = self.student if node == 'student' else self.path.denoiser(node)
-    g = torch.Generator().manual_seed(stream(0, 'samples'))
+    g = generator_for(0, 'samples')
     z = torch.randn(len(self.z), *noise_shape(module) or self.z.shape[1:], generator=g)    # `z`, if it fits
     return generate(module, z, self.cond, n_steps=self.n_steps)
 
@@ -377,7 +370,7 @@ def plot_denoised(self:PathStepper,
                  )->None:
     "Draw what a node makes of noised images of the student."
     x = self.samples(self.last)[:8]
-    x = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(stream(0, 'noise')))
+    x = x + sigma * torch.randn(x.shape, generator=generator_for(0, 'noise'))
     cond = None if self.cond is None else self.cond[:8]
     denoised = denoiser(x, torch.full((len(x),), sigma), cond)
     show_images(self.viewer(torch.cat([x, denoised])), ax, f'noised, σ = {sigma:.2g}; denoised', len(x))
@@ -395,12 +388,6 @@ def plot_drift(self:PathStepper, ax:Axes, node:float)->None: # a place on the pa
 PARTS = [(name.replace('_', ' '), name) for name in
          ('student_to_teacher', 'student_to_target', 'target_to_teacher', 'fake_to_target')]
 
-def check_recorder(recorder:MismatchRecorder)->None: # that is to be shown
-    "Raise a `ValueError` unless a recorder has followed a run and kept its samples."
-    if not recorder.samples:
-        raise ValueError("nothing is recorded, or no samples: make it with MismatchRecorder(teacher, "
-                         "keep_samples=True) and iterate over `recorder.follow(run)` first")
-
 # %% ../nbs/44_widgets.ipynb #206aa7f3
 class MismatchExplorer(Board):
     "Step through a recorded run: where the mismatch is, at which noise levels, and when."
@@ -415,7 +402,9 @@ class MismatchExplorer(Board):
                 ):
         super().__init__()
         with self.minding():
-            check_recorder(recorder)
+            if not recorder.samples:
+                raise ValueError("nothing is recorded, or no samples: make it with MismatchRecorder(teacher, "
+                                 "keep_samples=True) and iterate over `recorder.follow(run)` first")
             self.recorder, self.sigmas = recorder, recorder.sigmas.tolist()
             self.path = path or DegradationPath.of(recorder.teacher)
             samples = [x for x, _ in recorder.samples]
@@ -494,10 +483,6 @@ class Racer:
         "What the arm has cost so far."
         return self.spent + self.run.step * self.run.passes / self.run.n_steps
 
-    def samples(self)->torch.Tensor: # `(500, 2)`, always from the same noise
-        "What the student draws."
-        return generate(self.run.ema, 500, seed=stream(0, 'look'))
-
     def aim(self)->torch.Tensor: # `(300, 2)`
         "What the target draws."
         if not self.aimed or self.aimed[0] != self.run.walk.p:
@@ -506,10 +491,10 @@ class Racer:
 
     def look(self, judge:Judge)->Moment: # measures the energy distance
         "How the arm stands."
-        walk, x = self.run.walk, self.samples()
+        walk, x = self.run.walk, generate(self.run.ema, 500, seed=stream(0, 'look'))    # the same noise
         node = walk.p in (0, 1) or walk.last > 1
         where = f'target node {walk.node}' if node else f'{walk.p:.0%} of the line'
-        distance = max(1e-3, float(judge.distance(x)))
+        distance = max(1e-3, judge.distance(x))
         lag = self.lag if math.isfinite(self.lag) else None
         return Moment(self.passes, distance, self.run.step, walk.node, where, lag, x, self.aim())
 
@@ -541,7 +526,7 @@ class Race:
     def __post_init__(self):
         self.racers = []
         _, self.sample_data, held_out = data_of(self.data)
-        real = held_out(600, generator=torch.Generator().manual_seed(stream(0, 'real samples')))
+        real = held_out(600, generator=generator_for(0, 'real samples'))
         self.judge = Judge(real, modes=modes_of(self.data))
 
 # %% ../nbs/44_widgets.ipynb #d0d98b13
@@ -596,8 +581,8 @@ def steps(self:Race)->int:
 def is_cloud(value:Any # from a file
             )->bool:
     "Whether something is points in the plane, all of them finite."
-    if not torch.is_tensor(value) or value.ndim != 2 or value.shape[1] != 2: return False
-    return len(value) > 0 and bool(value.isfinite().all())
+    good = torch.is_tensor(value) and value.ndim == 2 and value.shape[1] == 2 and len(value) > 0
+    return good and bool(value.isfinite().all())
 
 KINDS = float, float, int, int, str, (float, NoneType), is_cloud, is_cloud # of a moment, in a file
 
@@ -630,7 +615,7 @@ def read_recording(file:str|Path # written by `Recording.save`
         check_that(rows, 'moments', rows, 'at least one an arm')
         for row in rows: check_number('node', row['node'], whole=True, least=0, most=state['nodes'] - 1)
     moments = {arm: [as_moment(row) for row in rows] for arm, rows in state['moments'].items()}
-    return Recording(moments, state['real'].float(), state['budget'], state['nodes'])
+    return Recording(**state | dict(moments=moments, real=state['real'].float()))
 
 # %% ../nbs/44_widgets.ipynb #89084fd8
 @patch
@@ -677,10 +662,10 @@ def draw(self:Recording,
 @patch
 def draw_curve(self:Recording, ax:Axes, arm:str, now:Moment)->None:
     "Draw the way of an arm up to now, and faintly what is known beyond."
-    past = [m for m in self.moments[arm] if m.passes < now.passes] + [now]
-    x, y = zip((0., past[0].distance), *[(m.passes, m.distance) for m in past])
-    way = zip(*[(m.passes, m.distance) for m in self.moments[arm]])
-    ax.plot(*way, LINES[arm], color=COLORS[arm], alpha=.2)
+    way = [(m.passes, m.distance) for m in self.moments[arm]]
+    past = [at for at in way if at[0] < now.passes] + [(now.passes, now.distance)]
+    x, y = zip((0., past[0][1]), *past)
+    ax.plot(*zip(*way), LINES[arm], color=COLORS[arm], alpha=.2)
     show_curve(x, y, ax, arm, COLORS[arm], line=LINES[arm])
 
 # %% ../nbs/44_widgets.ipynb #89086fd9
@@ -878,16 +863,14 @@ def clicked(self:DistillationLab,
     "Place a mode where the picture was clicked."
     across = event['relativeX'] / event['boundingRectWidth']
     up = 1 - event['relativeY'] / event['boundingRectHeight']
+    point = across * self.sheet.bbox.width, up * self.sheet.bbox.height
     with self.minding():
         if self.state['data'] != PLACED:
             raise ValueError(f'a click places a mode when {PLACED!r} are chosen as data')
         if self.race.steps: raise ValueError('a new mode begins a new race: press "reset" first')
         for ax in self.sheet.axes[:-1]:
-            box = ax.get_position()
-            if not box.contains(across, up): continue
-            low, high = ax.get_xlim()
-            parts = (across - box.x0) / box.width, (up - box.y0) / box.height
-            x, y = [round(low + (high - low) * part, 2) for part in parts]
+            if not ax.bbox.contains(*point): continue
+            x, y = ax.transData.inverted().transform(point).round(2).tolist()
             self.place([*self.modes, (x, y)])
 
 
@@ -1042,7 +1025,7 @@ class Gallery(Board):
         super().__init__()
         with self.minding():
             (self.book, self.left), self.facts = book_of(Path(folder), student), w.HTML()
-            self.sliders = {title: w.SelectionSlider(options=[*frames], description='at', style=WIDE)
+            self.sliders = {title: slider('at', [*frames], values=frames)
                             for title, (_, frames) in self.book.items()}
             page = dropdown('show', [*self.book], next(iter(self.book)))
             page.observe(lambda _: self.turn(), 'value')    # before `add`, so that it comes before `show`

@@ -682,6 +682,7 @@ SPECIAL = {
     "comparisons.in_brackets": dict(row=lambda: table()[0], name=lambda: "end", form=lambda: ".2f"),
     "comparisons.summary": dict(threshold=lambda: 100.0),
     "comparisons.show_task": dict(runs=by_seed, style=lambda: dict(color="k")),
+    "core.asked_to_end": dict(handler=lambda: signal.default_int_handler),
     "core.check_that": dict(good=lambda: True, wanted=lambda: "a number"),
     "core.stream": dict(purpose=lambda: "noise"),
     "core.check_regular": dict(file=lambda: WORLD / "plain.json"),
@@ -703,6 +704,7 @@ SPECIAL = {
     "data.split_indices": dict(y=lambda: torch.arange(9) % 3),
     "data.full_name": dict(name=lambda: "ring"),
     "diffusion.denoising_loss": dict(weight=levels),
+    "diffusion.generator_for": dict(purpose=lambda: "noise"),
     "diffusion.check_alike": dict(tensors=lambda: dict(a=randn(4, 2), b=randn(4, 2))),
     **dict.fromkeys(
         ("diffusion.as_labels", "diffusion.labels_beside"), dict(cond=lambda: torch.arange(4) % 3)
@@ -938,7 +940,6 @@ SPECIAL = {
         table=lambda: dict(n=4), cls=lambda: module("options").Sample, name=lambda: "table sample"
     ),
     "recipes.first_sentence": dict(box=lambda: "title\nwords"),
-    "recipes.check_network": dict(network=lambda: dict(a=1)),
     "recipes.Recipe": dict(stages=dict, network=lambda: None, processes=lambda: 1, trains=lambda: True),
     **dict.fromkeys(
         ("recipes.stage_costs", "recipes.plan"),
@@ -999,7 +1000,6 @@ SPECIAL = {
     "stages.source_of": dict(data=lambda: "ring"),
     "stages.named_again": dict(source=lambda: dict(name="ring")),
     "stages.warn_of_few": dict(data=ring),
-    "stages.described": dict(**FOLDERS, options=lambda: options("Pretrain", out=fresh())),
     "stages.options_of": dict(folder=lambda: run_folder("path")),
     "stages.check_new": dict(out=fresh),
     "stages.check_batch": dict(student=lambda: student(), batch=lambda: 4),
@@ -1083,7 +1083,6 @@ SPECIAL = {
     "widgets.slider": dict(words=lambda: ["a", "b"]),
     "widgets.dropdown": dict(options=lambda: ["a", "b"], value=lambda: "a"),
     "widgets.button": dict(action=lambda: print),
-    "widgets.check_recorder": dict(recorder=lambda: recorder(keep_samples=True)),
     "widgets.MismatchExplorer": dict(recorder=lambda: recorder(keep_samples=True)),
     "widgets.row": dict(widgets=list),
     "widgets.levels": dict(sigmas=lambda: [0.5, 1.0]),
