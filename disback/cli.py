@@ -22,8 +22,8 @@ from . import __version__
 from .core import (DEFAULTS, Table, asked_to_end, check_calls, check_choice, check_schema, check_that,
                           printable)
 from .options import (CHAIN, COMMANDS, EXAMPLES, GROUPS, ORDER, STAGES, Backtrack, Compare, Compute,
-                             Degrade, Demo, DryRun, Evaluate, FromRecipe, Options, Pretrain, Run, Sample,
-                             group_of, kind_of)
+                             Degrade, Demo, DryRun, Evaluate, FromRecipe, Import, Options, Pretrain, Run,
+                             Sample, group_of, kind_of)
 if TYPE_CHECKING:
     from disback.data import Data
     from disback.folders import RunFolder
@@ -183,11 +183,14 @@ def plan_of_recipe(recipe:'Recipe', # with a network
 def what_would_be(end:DryRun # of a command
                  )->str:
     "What a command would do, and what that would take."
+    from disback.downloads import to_download
     from disback.recipes import read_table
     from disback.stages import command_of
     options = end.options
     given = dict(out=options.out) if getattr(options, 'out', None) else {}
     title = f'dry run, nothing was written: {command_of(options, **given)}'
+    if isinstance(options, Import) and to_download(options.file):
+        title += f'\n\nFirst this would be downloaded, and looked at: {to_download(options.file)}'
     if end.network is None: return title
     processes = int(os.environ.get('WORLD_SIZE', '1'))
     if isinstance(options, Sample | Evaluate): return drawing_of(end, title, processes)

@@ -37,7 +37,7 @@ from .data import (DATA_NAMES, Classes, Data, Files, Images, Labels, digits, ful
                           load_data, official_splits)
 from .degradation import Degradation, EqualDrift, Every, pool_for
 from .diffusion import StepNoise, generator_for
-from .downloads import at_hand
+from .downloads import at_hand, to_download
 from .edges import check_denoiser
 from .edm import edm_network, load_edm
 from .engine import Engine
@@ -505,6 +505,7 @@ def import_(options:Import
     "Make a run folder of somebody's checkpoint, as pretrain writes it, and execute nothing in it."
     options.check()
     given = options.key, options.network, options.kind, options.prompts, options.sigma_data, options.bf16
+    if to_download(options.file): options.end_if_dry()
     module = read_teacher(options.file, *given)
     if not options.file.is_dir(): options = replace(options, key=options.key or 'ema')
     source = name_classes(module, options)

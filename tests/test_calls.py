@@ -709,7 +709,6 @@ SPECIAL = {
     **dict.fromkeys(
         ("diffusion.as_labels", "diffusion.labels_beside"), dict(cond=lambda: torch.arange(4) % 3)
     ),
-    "diffusion.generator_for": dict(purpose=lambda: "noise"),
     "edges.Schedule": dict(
         alpha=lambda: torch.ones_like, sigma=lambda: torch.ones_like, first=lambda: 0.0, last=lambda: 1.0
     ),
