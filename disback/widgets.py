@@ -141,7 +141,8 @@ class Sheet(Figure):
         "A colour bar beside a panel."
         if ax not in self.bars: self.bars[ax] = super().colorbar(image, ax=ax, **options)
         image.colorbar = bar = self.bars[ax]
-        bar.update_normal(image)
+        ours, wanted = [(type(x.norm), x.norm.vmin, x.norm.vmax, x.cmap) for x in (bar, image)]
+        if ours != wanted: bar.update_normal(image)
         bar.set_label(options.get('label', ''))
         return bar
 
@@ -187,7 +188,7 @@ def small(ax:Axes # of a panel, drawn
         if isinstance(locator, MaxNLocator): locator.set_params(nbins=3)
         if axis.get_scale() != 'linear': axis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
         axis.set_minor_locator(NullLocator())
-    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
+    if ax.get_legend_handles_labels()[0]: ax.legend(loc='upper right', fontsize=7, frameon=False)
 
 # %% ../nbs/44_widgets.ipynb #b1258eca
 def share_ticks(panels:list)->None: # side by side, with the same limits
