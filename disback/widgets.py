@@ -22,6 +22,7 @@ import ipywidgets as w
 import torch
 from PIL import Image
 from ipyevents import Event
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -147,6 +148,8 @@ class Sheet(Figure):
         return bar
 
 # %% ../nbs/44_widgets.ipynb #b1256ebb
+_SETTINGS = threading.Lock() # matplotlib's are one for all, and boards draw in threads
+
 @patch
 def empty(self:Sheet)->None:
     "Take out of the panels what was drawn; colours begin anew, limits are free."
@@ -164,13 +167,13 @@ def png(self:Sheet,
        )->bytes:
     "What `plot` draws, as a PNG; new panels are laid out first."
     self.empty()
-    before, file = self.axes, io.BytesIO()
+    before, file, canvas = self.axes, io.BytesIO(), FigureCanvasAgg(self)
     plot(self)
-    if self.axes != before:
-        for _ in range(2): self.draw_without_rendering()    # panels of equal aspect move once more
-        self.set_layout_engine('none')
-    canvas = FigureCanvasAgg(self)
-    canvas.draw()
+    with _SETTINGS, rc_context({'text.hinting': 'none'}):    # slow, and of no use to letters of many dots
+        if self.axes != before:
+            for _ in range(2): self.draw_without_rendering()    # panels of equal aspect move once more
+            self.set_layout_engine('none')
+        canvas.draw()
     drawn = Image.frombuffer('RGBA', canvas.get_width_height(), canvas.buffer_rgba())
     drawn.convert('RGB').save(file, 'png', compress_level=1)    # nothing is transparent
     return file.getvalue()
