@@ -1,6 +1,6 @@
 """Two processes that share their work, forked from one that has imported everything: `python both.py MODULE
-FOLDER NAME...` calls `MODULE.NAME(FOLDER)` in both, name after name. They find each other as those of torchrun
-do; what torchrun does itself is tested where a process dies (test_processes.py)."""
+FOLDER NAME...` calls `MODULE.NAME(FOLDER)` in both, name after name. They find each other as those of
+torchrun do; what torchrun does itself is tested where a process dies (test_processes.py)."""
 import importlib
 import os
 import socket
