@@ -158,7 +158,7 @@ def some_labels(network:torch.nn.Module, # a denoiser
 
 # %% ../nbs/42_recipes.ipynb #42a10002
 class Counted(TorchDispatchMode):
-    "Within the block, count `operations`, and bytes of tensors that are made and not gone, `now` and at `most`."
+    "Within the block, count `operations`, and bytes of tensors made and not gone, `now` and at `most`."
     def __init__(self,
                  *held:torch.nn.Module): # whose tensors are not counted
         super().__init__()
