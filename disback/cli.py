@@ -210,7 +210,8 @@ def drawing_of(end:DryRun,     # of `sample` or `evaluate`
     from disback.samplers import calls_of
     module, options = end.network, end.options
     network, calls = getattr(module, 'denoiser', module), calls_of(module, options.n_steps)
-    rows = timed([drawing_costs(options, calls)], seconds_of(network, options.compute, 500), processes)
+    seconds = seconds_of(network, options.compute, min(500, options.n))
+    rows = timed([drawing_costs(options, calls)], seconds, processes)
     return f'{title}\n\n{Table(rows)}\n\nNetwork calls a sample: {calls}. Times from a probe: an estimate.'
 
 # %% ../nbs/46_cli.ipynb #12ae5f43

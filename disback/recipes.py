@@ -150,12 +150,13 @@ def some_labels(network:torch.nn.Module, # a denoiser
 
 # %% ../nbs/42_recipes.ipynb #42a10002
 class Counted(TorchDispatchMode):
-    "Within the block, count `operations`, and bytes of tensors that are made and not gone, `most` at once."
+    "Within the block, count `operations`, and bytes of tensors made and not gone, `now` and at `most`."
     def __init__(self,
                  *held:torch.nn.Module): # whose tensors are not counted
         super().__init__()
         tensors = [t for m in held for t in (*m.parameters(), *m.buffers())]
-        self.sizes, self.most, self.operations = {t.untyped_storage()._cdata: 0 for t in tensors}, 0, 0
+        self.sizes = {t.untyped_storage()._cdata: 0 for t in tensors}
+        self.now, self.most, self.operations = 0, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -168,8 +169,11 @@ class Counted(TorchDispatchMode):
     def hold(self, storage):
         if storage._cdata in self.sizes: return
         self.sizes[storage._cdata] = storage.nbytes()
-        weakref.finalize(storage, self.sizes.pop, storage._cdata)
-        self.most = max(self.most, sum(self.sizes.values()))
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self.release, storage._cdata)
+
+    def release(self, key): self.now -= self.sizes.pop(key)
 
 # %% ../nbs/42_recipes.ipynb #42a10005
 _whole = F.scaled_dot_product_attention
@@ -202,14 +206,12 @@ def step_of(network:torch.nn.Module, # a denoiser; only its shapes are used; an 
         if hasattr(m, 'checkpointing'): m.checkpointing(True)
     flash = patch.object(F, 'scaled_dot_product_attention', _tiled)
     with flash, Counted(meta, *bases) as counted:
-        guesses = [_ask(meta, batch), _ask(meta, batch)]
-        forward = counted.operations
+        guess = _ask(meta, batch)
+        forward, other = counted.operations, counted.now
         with torch.no_grad(): _ask(meta, batch * (1 + guided))
         before = counted.operations
-        for guess in guesses:    # a gradient is gone before the next
-            guess.sum().backward()
-            meta.zero_grad()
-    return counted.most, (counted.operations - before) / forward
+        guess.sum().backward()
+    return counted.most + other, (counted.operations - before) / forward
 
 # %% ../nbs/42_recipes.ipynb #b1e44768
 def with_values(network:torch.nn.Module # a module, perhaps on the meta device
@@ -333,7 +335,8 @@ def plan(network:torch.nn.Module, # a denoiser; shapes are enough
     degrade, backtrack = degrade.filled(kind), backtrack.filled(kind)
     learns, local = adapted(meta, degrade), -(-backtrack.batch // (processes * pieces))
     memory, back = step_of(learns, local, backtrack.guidance != 1, backtrack.compute.checkpoint)
-    forward, pretrain = _operations(learns) / _operations(meta), pretrain and pretrain.filled(kind)
+    forward = 1. if learns is meta else _operations(learns) / _operations(meta)
+    pretrain = pretrain and pretrain.filled(kind)
     rows = timed(stage_costs(degrade, backtrack, evaluate, forward, round(back, 1), pretrain), seconds,
                  processes)
     n, base = n_parameters(learns), 0 if learns is meta else sum(p.nbytes for p in network.parameters())

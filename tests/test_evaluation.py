@@ -1,6 +1,6 @@
 """Two processes on the CPU (gloo) evaluate as one does: moments, rows, distance, precision and recall.
 
-This file is also the program that each process runs: `torchrun ... tests/test_evaluation.py FOLDER`."""
+`work` is what both processes do."""
 import os
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 ENV = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "DISBACK_PROGRESS": "0"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+BOTH = [sys.executable, Path(__file__).with_name("both.py")]
 N = 301    # odd: the shares differ
 
 
@@ -58,8 +58,8 @@ def work(folder):
 def test_two_processes_evaluate_as_one_does(tmp_path):
     from disback.files import load_state
     from disback.runs import OneProcess
-    done = subprocess.run([*TORCHRUN, __file__, tmp_path], env=ENV, capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run([*BOTH, Path(__file__).stem, tmp_path, "work"], env=ENV, capture_output=True,
+                          text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = results(OneProcess()), [load_state(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     assert all(torch.equal(two[0][k], two[1][k]) for k in one)    # every process has the whole result
@@ -72,6 +72,3 @@ def test_two_processes_evaluate_as_one_does(tmp_path):
     torch.testing.assert_close(theirs, distances, rtol=1e-4, atol=0)
     torch.testing.assert_close(their_shares, shares, rtol=0, atol=2.5 / N)    # one or two at a ball's rim
     assert 0 < distances.min() and 0 < shares.min() and shares.max() < 1
-
-
-if __name__ == "__main__": work(Path(sys.argv[1]))

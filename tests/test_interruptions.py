@@ -33,7 +33,11 @@ tiny = dict(looks=3, n=100, teacher_steps=20, width=16, depth=1, pool=64)
 disback.comparisons.PROTOCOLS["points"] = disback.comparisons.Protocol(**tiny)
 matplotlib.figure.Figure.savefig = lambda self, file, **options: open(file, "wb").write(b"figure")
 for line in sys.stdin:
-    args, err = json.loads(line)
+    said = json.loads(line)
+    if isinstance(said, int):    # wait for that one
+        print(os.waitstatus_to_exitcode(os.waitpid(said, 0)[1]), flush=True)
+        continue
+    args, err = said
     pid = os.fork()
     if pid == 0:
         for number, name in ((1, os.devnull), (2, err)):
@@ -44,30 +48,37 @@ for line in sys.stdin:
         except SystemExit as e: status = e.code
         os._exit(status)
     print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
-server = None
+server, files = None, {}    # files: of standard error, by process
 
 
 @pytest.fixture(scope="module", autouse=True)
 def serve(tmp_path_factory):
     global server, errors
-    errors = tmp_path_factory.mktemp("server") / "stderr"
+    errors = tmp_path_factory.mktemp("server")
     server = subprocess.Popen([sys.executable, "-c", SERVER], env=ENV, stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)
     with server: yield    # closes its standard input, which ends it
 
 
-def start(*args):
-    """Start `disback` with these arguments; return the process number."""
-    server.stdin.write(json.dumps([[*map(str, args)], str(errors)]) + "\n")
+def ask(what):
+    """Write a line to the server; return the number that it answers."""
+    server.stdin.write(json.dumps(what) + "\n")
     server.stdin.flush()
     return int(server.stdout.readline())
 
 
+def start(*args):
+    """Start `disback` with these arguments; return the process number."""
+    file = errors / f"{len([*errors.iterdir()])}"
+    file.touch()
+    files[pid := ask([[*map(str, args)], str(file)])] = file
+    return pid
+
+
 def finish(pid):
     """Wait for it; return exit status (negative: the signal) and standard error."""
-    return int(server.stdout.readline()), errors.read_text()
+    return ask(pid), files.pop(pid).read_text()
 
 
 def alive(pid):
@@ -242,14 +253,13 @@ def test_pairs_of_processes_on_one_folder(n, uninterrupted, tmp_path):
     for i in range(n):
         first = start(*args, tmp_path / f"{i}")
         wait_for(tmp_path / f"{i}" / "config.json", first)
-        call = [sys.executable, "-c", "from disback.cli import main; main()", *args, tmp_path / f"{i}"]
         os.kill(first, signal.SIGSTOP)    # as slow as the second one needs
-        second = subprocess.run([*call, "--resume"], env=ENV, capture_output=True, text=True)
+        refused, sentence = finish(start(*args, tmp_path / f"{i}", "--resume"))
         os.kill(first, signal.SIGCONT)
         status, err = finish(first)
         assert status == 0, err
-        assert second.returncode == 1 and "by another process" in second.stderr, second.stderr
-        assert second.stderr.count("\n") == 1
+        assert refused == 1 and "by another process" in sentence, sentence
+        assert sentence.count("\n") == 1
         weights = [(tmp_path / k / "path.json").read_bytes() for k in ("0", f"{i}")]
         assert weights[0] == weights[1]
 

@@ -1,7 +1,7 @@
 """Two processes on the CPU (gloo) do what one does: the same weights, with copied and with shared weights;
 and a process that dies takes the run down, which then resumes.
 
-This file is also the program that each process runs: `torchrun ... tests/test_processes.py FOLDER`."""
+`work` and `work_recipe` are what both processes do."""
 import json
 import os
 import signal
@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
+import matplotlib.figure
 import pytest
 import torch
 
@@ -118,16 +120,28 @@ def work(folder):
     engine.processes.end()
 
 
-def test_two_processes_do_what_one_does(tmp_path):
-    from disback.runs import load_state
-    command = [*TORCHRUN, __file__, tmp_path]
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+def work_recipe(folder): alone("run", "--recipe", folder / "small.toml", "--out", folder / "two")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The folder of what two processes have done."""
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "small.toml").write_text(RECIPE)
+    program = [sys.executable, Path(__file__).with_name("both.py")]
+    done = subprocess.run([*program, Path(__file__).stem, folder, "work", "work_recipe"], env=ENV,
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_two_processes_do_what_one_does(together):
+    from disback.runs import load_state
     for name, (make, _) in arms().items():
         run = make(None)
         start = weights_of(run)
         for _ in run: pass
-        distance = apart(weights_of(run), load_state(tmp_path / f"{name}.safetensors"), start)
+        distance = apart(weights_of(run), load_state(together / f"{name}.safetensors"), start)
         assert distance < ORDER, (name, distance)
 
 
@@ -139,9 +153,10 @@ def disback(*args):
 
 
 def alone(*args):
-    """The same in this process alone."""
+    """The same in this process alone; figures are written without being drawn, nothing here looks at them."""
     from disback.cli import main
-    main([*map(str, args)])
+    write = lambda self, file, **options: open(file, "wb").close()
+    with patch.object(matplotlib.figure.Figure, "savefig", write): main([*map(str, args)])
 
 
 def finish(process):
@@ -209,16 +224,12 @@ n_steps = 3
 """
 
 
-def test_a_recipe_runs_on_two_processes(tmp_path):
-    (tmp_path / "small.toml").write_text(RECIPE)
-    command = ["run", "--recipe", tmp_path / "small.toml", "--out"]
-    alone(*command, tmp_path / "alone")
-    status, err = finish(disback(*command, tmp_path / "two"))
-    assert status == 0, err
+def test_a_recipe_runs_on_two_processes(together):
+    alone("run", "--recipe", together / "small.toml", "--out", together / "alone")
     # After so few steps of Adam, rounding turns the whole way of a weight whose gradient is nearly zero
-    distance = apart(*[student(tmp_path / name) for name in ("alone/student", "two/student", "alone/path")])
+    distance = apart(*[student(together / name) for name in ("alone/student", "two/student", "alone/path")])
     assert distance < .1, distance
-    one, two = [json.loads((tmp_path / k / "result.json").read_text())["student"] for k in ("alone", "two")]
+    one, two = [json.loads((together / k / "result.json").read_text())["student"] for k in ("alone", "two")]
     assert one.keys() == two.keys() and abs(one["frechet"] / two["frechet"] - 1) < 1e-2
 
 
@@ -277,6 +288,3 @@ def test_two_machines_one_of_which_dies(machines, tmp_path):
     for status, err in map(finish, on_both(machines, *command, tmp_path / "two", *QUICK, "--resume")):
         assert status == 0, err[-3000:]
     assert apart(*[student(tmp_path / k) for k in ("alone", "two", "path")]) < ORDER
-
-
-if __name__ == "__main__": work(Path(sys.argv[1]))

@@ -29,9 +29,13 @@ from disback.files import file_digest, load_state  # noqa: E402
 from disback.folders import RunFolder, load_path, load_teacher  # noqa: E402
 from disback.widgets import Gallery, PathStepper  # noqa: E402
 
-RECORD = ["--n-steps", 4, "--nodes", 3, "--batch", 2, "--none", 0.1, "--noise", "steps"]
-WALK = ["--n-steps", 6, "--batch", 2, "--eval-every", 3, "--eval-n", 2, "--guidance", 7.5, "--none", 0.1]
-WALK += ["--clip", 10, "--warm-up", 2, "--noise", "steps"]
+RECORDED = ["--batch", 2, "--none", 0.1, "--noise", "steps"]
+RECORD = ["--n-steps", 4, "--nodes", 3, *RECORDED]
+RECORD_FEW = ["--n-steps", 1, "--nodes", 2, *RECORDED]
+WALKED = ["--batch", 2, "--eval-n", 2, "--guidance", 7.5, "--none", 0.1]
+WALKED += ["--clip", 10, "--warm-up", 2, "--noise", "steps"]
+WALK = ["--n-steps", 6, "--eval-every", 3, *WALKED]
+WALK_FEW = ["--n-steps", 2, "--eval-every", 2, *WALKED]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -128,7 +132,7 @@ def test_a_dry_run_plans_corrections_of_a_text_to_image_teacher(chain, capsys):
     for name, args in dict(
         degrade=["--teacher", chain / "T", "--lora", 4, "--timestep", 399, "--unit", *RECORD],
         backtrack=["--path", chain / "P", *WALK],
-        sample=["--run", chain / "S", "--prompts", "a dog"],
+        sample=["--run", chain / "S", "--prompts", "a dog", "--n", 4],
     ).items():
         capsys.readouterr()
         disback(name, *args, "--out", chain / "dry", "--dry-run")
@@ -159,10 +163,10 @@ def test_a_teacher_in_bf16(chain, tmp_path, capfd):
     disback("import", chain / "sd", "--prompts", prompts, "--bf16", "--out", tmp_path / "T")
     teacher = load_teacher(tmp_path / "T")
     assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
-    record = ["degrade", "--teacher", tmp_path / "T", *RECORD]
+    record = ["degrade", "--teacher", tmp_path / "T", *RECORD_FEW]
     assert "of half precision" in refused(capfd, *record, "--out", tmp_path / "P")
     disback(*record, "--lora", 4, "--out", tmp_path / "P")
-    disback("backtrack", "--path", tmp_path / "P", *WALK, "--out", tmp_path / "S")
+    disback("backtrack", "--path", tmp_path / "P", *WALK_FEW, "--out", tmp_path / "S")
     student = RunFolder(tmp_path / "S").network("student")
     assert {p.dtype for p in student.parameters()} == {torch.float32}
     assert name_of(student.denoiser.base) == name_of(teacher)
@@ -223,7 +227,7 @@ def test_an_exported_student_draws_the_same(chain, form):
 def test_a_student_starts_as_a_lora(chain):
     disback("export", "--run", chain / "S", "--form", "lora", "--out", chain / "lcm")
     start = chain / "lcm" / "pytorch_lora_weights.safetensors"
-    take = ["--teacher", chain / "T", "--lora", 4, "--timestep", 399, *RECORD]
+    take = ["--teacher", chain / "T", "--lora", 4, "--timestep", 399, *RECORD_FEW]
     disback("degrade", *take, "--start", start, "--out", chain / "P2")
     ours, theirs = [RunFolder(chain / name).network("student").state_dict() for name in ("P2", "S")]
     assert ours.keys() == theirs.keys()
@@ -246,14 +250,14 @@ up_block_types = ["UpBlock2D", "CrossAttnUpBlock2D"]
 [compute]
 checkpoint = true
 [degrade]
-nodes = 3
-n_steps = 4
+nodes = 2
+n_steps = 2
 batch = 2
 lora = 4
 timestep = 399
 none = 0.1
 [backtrack]
-n_steps = 4
+n_steps = 2
 batch = 2
 guidance = 7.5
 eval_every = 2
