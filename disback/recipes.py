@@ -31,6 +31,7 @@ from .losses import get_loss
 from .networks import build
 from .options import STAGES, Backtrack, Compute, Degrade, Evaluate, Pretrain, Sample, kind_of
 from .samplers import calls_of
+from .text import WHOLE
 
 # %% ../nbs/42_recipes.ipynb #be2dc79c
 def read_toml(file:str|Path # a text file
@@ -144,7 +145,9 @@ def some_labels(network:torch.nn.Module, # a denoiser
                )->Any: # labels `(n,)`, or embeddings of prompts by name; None if it takes none
     "What a network is asked with."
     if needs := getattr(network, 'needs', None):    # of prompts as CLIP cuts them
-        return {k: torch.zeros(n, *(m or 77 for m in shape), device=device) for k, shape in needs.items()}
+        kinds = {k: torch.long if k in WHOLE else torch.float for k in needs}
+        return {k: torch.zeros(n, *(m or 77 for m in shape), dtype=kinds[k], device=device)
+                for k, shape in needs.items()}
     if getattr(network, 'n_classes', None) is None: return None
     return torch.zeros(n, dtype=torch.long, device=device)
 
@@ -178,8 +181,9 @@ class Counted(TorchDispatchMode):
 # %% ../nbs/42_recipes.ipynb #42a10005
 _whole = F.scaled_dot_product_attention
 
-def _tiled(query, key, value, attn_mask=None, *more, **named): # its arguments; those without a mask are tiled
-    if attn_mask is not None: return _whole(query, key, value, attn_mask, *more, **named)
+def _tiled(query, key, value, attn_mask=None, *more, enable_gqa=False, **named): # its arguments
+    if enable_gqa or attn_mask is not None:    # what has neither is tiled
+        return _whole(query, key, value, attn_mask, *more, enable_gqa=enable_gqa, **named)
     return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, *more, **named)[0]
 
 # %% ../nbs/42_recipes.ipynb #42a10006

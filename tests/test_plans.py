@@ -125,6 +125,15 @@ def test_a_step_holds_what_the_plan_says(kind, lora, guided, anew):
     assert abs(p.step_memory / counted.most - 1) < 0.15
 
 
+@pytest.mark.parametrize("kind", ["dit", "flux", "pixart", "sana", "sd3"])
+def test_transformers_have_plans(kind):
+    net = getattr(tiny_pipelines, kind)().transformer
+    network = LatentNetwork(type(net).__name__, net=net)
+    first, second = Degrade(out=OPEN, teacher=OPEN), Backtrack(out=OPEN, path=OPEN)
+    p = plan(network, first, second, Evaluate(run=OPEN))
+    assert p.parameters == n_parameters(net) and p.step_memory > 8 * p.parameters
+
+
 RECIPES = dict(sd15_lora=67_252_224, sd15=859_520_964, sdxl_lora=196_751_360)
 
 
