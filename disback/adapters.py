@@ -202,6 +202,7 @@ def __deepcopy__(self:Adapted, memo:dict)->Adapted:
 def corrections(self:Adapted)->dict[str,LowRank]: # by the names of their layers
     return {name: low for name, low in self.lora.named_modules() if isinstance(low, LowRank)}
 
+# %% ../nbs/16_adapters.ipynb #4566fdd5
 @patch_property
 def config(self:Adapted)->dict: # arguments, for `describe`
     targets = self.targets and [*self.targets]

@@ -212,6 +212,7 @@ def move(self:Walk, p:float)->bool: # whether it is another node now
     self.p, self.scale = p, (1 - share) * self.scales[near] + share * self.scales[far]
     return far != self.node and self.arrive(far)
 
+# %% ../nbs/24_backtracking.ipynb #171e1ea2
 @patch
 def arrive(self:Walk, node:int)->bool: # True
     "Begin anew at a node, and to read the one after it."

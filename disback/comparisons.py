@@ -289,6 +289,7 @@ def relative_cost(student:nn.Module, # `G(z) -> x0`
         flops.append(counter.get_total_flops())
     return flops[0] / flops[1]
 
+# %% ../nbs/31_comparisons.ipynb #1696a9db
 def price_of(arm:Arm,              # what is to be done
              relative:float=1.,    # cost of the student, as `relative_cost` says
             )->float:              # forward passes of the teacher's network
@@ -556,6 +557,7 @@ def by_task(rows:list[dict] # what `compare` returned
         found[row['task']][row['arm']].setdefault(row['seed'], []).append(row)
     return found
 
+# %% ../nbs/31_comparisons.ipynb #0aef1f88
 def by_seed(rows:list[dict], # what `compare` returned
             task:str,        # the name of one of its tasks
             arm:str,         # one of its arms

@@ -23,6 +23,7 @@ def printable(text:Any # what may come from a file or from somebody else
     text = str(text)
     return text if text.isprintable() else ascii(text)[1:-1]
 
+# %% ../nbs/00_core.ipynb #a69a7b9b
 def in_short(value:Any # anything
             )->str:
     "How a message calls a value: a tensor by its type and shape, anything else by the start of its text."
@@ -32,6 +33,7 @@ def in_short(value:Any # anything
     except Exception: said = f'a {type(value).__name__}'    # somebody's own `__repr__`
     return said if len(said) <= 80 else f'{said[:77]}...'
 
+# %% ../nbs/00_core.ipynb #a22ec0f2
 def check_that(good:Any,   # whether the value is as it must be
                name:str,   # what the value is called in the message
                value:Any,  # what was given

@@ -436,6 +436,7 @@ def placed_means(name:str # such as 'modes:-2,0/2,0'
     check_that(good, 'modes', name, 'points of the plane, two finite numbers each: modes:-2,0/2,0')
     return means
 
+# %% ../nbs/03_data.ipynb #3ca7dade
 def placed_modes(name:str # such as 'modes:-2,0/2,0'
                 )->Callable: # `sample(n, generator=None) -> (n, 2)`
     "Sample Gaussians of standard deviation 0.3 at given points of the plane."
@@ -476,6 +477,7 @@ def _points(name):
     formula = name, inspect.unwrap(sample).__defaults__
     return Data(name, (2,), sample, sample, fingerprint=_digest(formula))
 
+# %% ../nbs/03_data.ipynb #d4f2dcf7
 def _rendered(labels, size=None, channels=None):
     "Make `Data` of letters; their fingerprint is that of fonts and drawing, the same for every size."
     given = 16 if size is None else size, 1 if channels is None else channels

@@ -36,6 +36,7 @@ def check_samples(x:Any, # to be `(B, *dims)`
     good = good and (shape is None or x.shape[1:] == tuple(shape))
     check_that(good, name, x, f'a tensor of floats (B, {dims})')
 
+# %% ../nbs/01_diffusion.ipynb #af32d98c
 def check_alike(**tensors:torch.Tensor): # by name; they belong together
     "Raise unless tensors have one shape."
     shapes = [getattr(v, 'shape', None) for v in tensors.values()]
@@ -83,6 +84,7 @@ def score_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
     s = _level(x, sigma, denoised=denoised)
     return (denoised - x) / s**2
 
+# %% ../nbs/01_diffusion.ipynb #c998cbae
 def denoised_from_score(x:torch.Tensor,     # noised samples `(B, *dims)`
                         sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
                         score:torch.Tensor, # of the noised density, `(B, *dims)`
@@ -99,6 +101,7 @@ def eps_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
     s = _level(x, sigma, denoised=denoised)
     return (x - denoised) / s
 
+# %% ../nbs/01_diffusion.ipynb #6aea6aae
 def denoised_from_eps(x:torch.Tensor,     # noised samples `(B, *dims)`
                       sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
                       eps:torch.Tensor,   # the unit noise, `(B, *dims)`
@@ -115,6 +118,7 @@ def v_from_denoised(x:torch.Tensor,        # noised samples `(B, *dims)`
     s = _level(x, sigma, denoised=denoised)
     return (x - (1 + s**2) * denoised) / (s * (1 + s**2).sqrt())
 
+# %% ../nbs/01_diffusion.ipynb #4d53df0c
 def denoised_from_v(x:torch.Tensor,     # noised samples `(B, *dims)`
                     sigma:torch.Tensor, # their noise level, `(B,)` or `()`, data units
                     v:torch.Tensor,     # its prediction, `(B, *dims)`
@@ -235,6 +239,7 @@ def edm_weight(sigma:torch.Tensor,     # noise level, any shape
     if not isinstance(sigma_data, torch.Tensor): check_number('sigma_data', sigma_data, above=0)
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data)**2
 
+# %% ../nbs/01_diffusion.ipynb #83f8de15
 def denoising_loss(denoised:torch.Tensor, # the denoiser's guess, `(B, *dims)`
                    x0:torch.Tensor,       # the clean samples, `(B, *dims)`
                    weight:torch.Tensor,   # of each noise level, `(B,)` or `()`: the network's `weight(sigma)`

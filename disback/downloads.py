@@ -69,6 +69,7 @@ def check_address(url:str # of a file
     check_that(good, 'address', url, 'https://HOST/.../FILE')
     return name
 
+# %% ../nbs/20_downloads.ipynb #0c293821
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         if _SAFE.fullmatch(newurl): return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -129,6 +130,7 @@ _PIECE = 2**20
 
 def _mb(size): return f'{size / 1e6:,.1f} MB'
 
+# %% ../nbs/20_downloads.ipynb #42a3a839
 def _receive(url, out, note, timeout):
     "Add what is missing to a file."
     answer, size = _ask(url, out, note, timeout)

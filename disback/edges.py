@@ -47,6 +47,7 @@ def time(self:Schedule,
         low, high = torch.where(early, middle, low), torch.where(early, high, middle)
     return high.where(~s.isnan(), s)    # a level that is no number has a time that is none
 
+# %% ../nbs/18_edges.ipynb #236601e9
 @patch
 def ends(self:Schedule)->tuple[float, float]: # may be infinite at the end of pure noise
     "The smallest and the largest noise level."
@@ -54,6 +55,7 @@ def ends(self:Schedule)->tuple[float, float]: # may be infinite at the end of pu
     alpha = self.alpha(t)
     return tuple((self.sigma(t) / alpha.where(alpha > 1e-12, 0.)).tolist())
 
+# %% ../nbs/18_edges.ipynb #a2e374b4
 @patch
 def check(self:Schedule)->None:
     "Raise unless the noise level rises from the first time to the last."

@@ -110,6 +110,7 @@ def attend(self:Block, h):
     qkv = self.qkv(self.norm2(h)).reshape(B, self.heads, C // self.heads, 3, H * W)
     return F.scaled_dot_product_attention(*qkv.permute(3, 0, 1, 4, 2)).mT.reshape(B, C, H, W)
 
+# %% ../nbs/14_edm.ipynb #42733524
 @patch
 def forward(self:Block, x, e):
     h, a = self.conv0(F.silu(self.norm0(x))), self.affine(e)[:, :, None, None]
@@ -242,6 +243,7 @@ def go_down(self:EDMUNet, x, e): # -> features after each step
 @patch
 def way_up(self:EDMUNet): return self.dec.items()
 
+# %% ../nbs/14_edm.ipynb #2a0e5b38
 @patch
 def go_up(self:EDMUNet, skips, e): # -> pictures
     x, picture = skips[-1], None
@@ -266,6 +268,7 @@ def mapped(self:EDMUNet, e, augment):
     if self.map_augment and augment is not None: e = e + self.map_augment(augment)
     return self.map_layer1(F.silu(self.map_layer0(e)))
 
+# %% ../nbs/14_edm.ipynb #9d0d9606
 @patch
 def kept(self:EDMUNet, labels):
     if not (self.training and self.label_dropout): return labels
@@ -309,6 +312,7 @@ def beside_down(self:SongUNet, at, c):
         self.enc[at + 'aux_residual'] = Conv(before, c, 3, 'down', self.taps, first=True)
         self.c_picture = c
 
+# %% ../nbs/14_edm.ipynb #8ad73d1b
 @patch
 def beside_up(self:SongUNet, at, c):
     several = self.decoder_type == 'skip'
@@ -317,6 +321,7 @@ def beside_up(self:SongUNet, at, c):
     if several or at == self.levels[0][0]:
         self.dec[at + 'aux_norm'], self.dec[at + 'aux_conv'] = self.ends(c)
 
+# %% ../nbs/14_edm.ipynb #1ffa84a4
 @patch
 def embed(self:SongUNet, c_noise, labels, augment):
     cos, sin = self.map_noise(c_noise).chunk(2, 1)
@@ -366,6 +371,7 @@ def mp_sum(a:torch.Tensor, b:torch.Tensor, # of magnitude 1, one shape
     "Add without a change of magnitude (Karras et al. 2024, eq. 88)."
     return a.lerp(b, t) / math.hypot(1 - t, t)
 
+# %% ../nbs/14_edm.ipynb #ff6994ca
 def mp_cat(a:torch.Tensor, b:torch.Tensor, # features `(B, N, H, W)`, N may differ
           )->torch.Tensor: # both in equal parts
     "Join features so that both contribute alike (Karras et al. 2024, eq. 103 at t = 1/2)."
@@ -507,6 +513,7 @@ def vp_coefficients(sigma:torch.Tensor,  # noise levels, any shape
     t = ((beta_min**2 + 2 * beta_d * (1 + sigma**2).log()).sqrt() - beta_min) / beta_d
     return torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt(), (M - 1) * t
 
+# %% ../nbs/14_edm.ipynb #1ddd0021
 def ve_coefficients(sigma:torch.Tensor # noise levels, any shape
                    )->tuple:           # `c_skip, c_out, c_in, c_noise`
     "Preconditioning of the VE networks (EDM table 1, second column)."
@@ -529,6 +536,7 @@ def iddpm_levels(C_1:float=.001, C_2:float=.008, # smallest ratio of a step, and
     for j in range(M, 0, -1): u.append(((u[-1]**2 + 1) / max(bar[j - 1] / bar[j], C_1) - 1)**.5)
     return torch.tensor(u[::-1], device='cpu')    # numbers wherever networks are made
 
+# %% ../nbs/14_edm.ipynb #c6c36ac9
 def iddpm_coefficients(sigma:torch.Tensor, # noise levels, any shape
                        u:torch.Tensor,     # those of the schedule
                       )->tuple:            # `c_skip, c_out, c_in, c_noise`
@@ -638,6 +646,7 @@ def coefficients(self:EDMNetwork, sigma):
     if self.class_name == 'iDDPMPrecond': return iddpm_coefficients(sigma, self.u)
     return precondition(sigma, self.sigma_data)
 
+# %% ../nbs/14_edm.ipynb #c9205077
 @patch
 def labels(self:EDMNetwork, x, cond): # -> one-hot `(B, label_dim)`, or None
     if self.n_classes is None:

@@ -163,6 +163,7 @@ def move(self:Engine, module:nn.Module)->nn.Module: # the module itself
         if self.channels_last: m.to(memory_format=torch.channels_last)
     return module
 
+# %% ../nbs/10_engine.ipynb #03cc8c5a
 @patch
 def place(self:Engine, module:nn.Module, bf16:bool=False)->nn.Module: # the module itself
     "Bring a network where it computes, the same one in all processes, which take part."
@@ -386,6 +387,7 @@ def labels(self:Training, n:int)->torch.Tensor|None: # `(n,)`
     "Class labels by the run's rule `cond`, from its own generator; None if there is no rule."
     return None if self.cond is None else as_labels(self.cond(n, self.generator), n)
 
+# %% ../nbs/10_engine.ipynb #14472c9c
 @patch
 def told(self:Training, cond:torch.Tensor|None)->torch.Tensor|None: # `(B,)` both
     "Class labels as a denoiser is told them as it learns: of a share `none` of rows it is told no class, -1."

@@ -68,6 +68,7 @@ def update(self:RunningMoments,
     mean = f.mean(0)
     return self.merge(RunningMoments(len(f), mean, (f - mean).T @ (f - mean)))
 
+# %% ../nbs/32_evaluation.ipynb #888eb075
 @patch_property
 def covariance(self:RunningMoments)->torch.Tensor: # `(D, D)`
     "Covariance of the rows so far."
@@ -252,6 +253,7 @@ def _check_rows(n, start): # how many, and the number of the first
     check_number('n', n, whole=True, least=1, most=MOST)
     check_number('start', start, whole=True, least=0)
 
+# %% ../nbs/32_evaluation.ipynb #04b2d348
 def noise_rows(n:int,               # rows
                shape:Sequence[int], # of a row, `dims`
                seed:int=0,          # of the whole sample
@@ -297,6 +299,7 @@ def labels(self:Draw,
     known = torch.tensor([c for c, count in enumerate(counts) if count])
     return known[torch.arange(start, start + n) % len(known)]
 
+# %% ../nbs/32_evaluation.ipynb #be4bcb31
 @patch
 def __call__(self:Draw,
              n:int,       # samples

@@ -83,6 +83,7 @@ def _by_name(tensors): # a dictionary -> the same, if it is tensors by name
 def _raw(t): # a tensor -> its numbers as bytes, which are the tensor's own if they can be
     return t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
+# %% ../nbs/08_files.ipynb #eaf3481c
 def digest(tensors:dict[str,torch.Tensor] # tensors by name, in any order
           )->str:                         # hexadecimal SHA-256 over names, types, shapes and values
     "The fingerprint of a set of tensors."

@@ -78,6 +78,7 @@ def source(self:RunFolder)->dict|None:
     "Arguments of `load_data`, to find the data again; None if nobody said what they are."
     return self.config['source']
 
+# %% ../nbs/41_folders.ipynb #f0b1db25
 @patch_property
 def result(self:RunFolder)->dict|None:
     "What `finish` was given; None if the stage is not finished."
@@ -246,6 +247,7 @@ def teacher(self:RunFolder)->RunFolder:
         if isinstance(before, str): folder = RunFolder(folder/before)
     return folder
 
+# %% ../nbs/41_folders.ipynb #caea84c3
 @patch_property
 def pipeline(self:RunFolder)->Path|None:
     "Folder of the pipeline of latents that the teacher came from; None: it came from elsewhere."
@@ -263,6 +265,7 @@ def viewer(self:RunFolder,
     if self.pipeline is None: return lambda x: x
     return partial(decode, vae=read_part(self.pipeline, 'vae').to(device))
 
+# %% ../nbs/41_folders.ipynb #5af785db
 @patch
 def pictures(self:RunFolder,
              module:nn.Module, # a network of the folder

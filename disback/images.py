@@ -35,6 +35,7 @@ def _eight_bits(image, full):
     if clear is not None: values = np.where(values == clear, 65535, values)
     return Image.fromarray((values.clip(0, 65535) / 257).round().astype('uint8'))
 
+# %% ../nbs/02_images.ipynb #9076a0a9
 def _over_white(image, grey):
     "An image without transparency."
     if image.has_transparency_data:
@@ -86,13 +87,13 @@ def _unlike(seen): # pairs of an image's name and its shape `(C, H, W)` -> '' if
         if other: wrong.append(f"{one} has {a} {word} and {other} has {b} (bring all to one by {mend})")
     return wrong and f"images must have one shape, but {'; '.join(wrong)}"
 
+# %% ../nbs/02_images.ipynb #d20b42d4
 def check_fit(shape:tuple,     # of an image, `(C, H, W)`
               name:str,        # what it is called
               first:tuple,     # shape that it must have
               first_name:str): # what the image of that shape is called
     "Raise if an image's shape differs from that of the first."
     if said := _unlike([(first_name, first), (name, shape)]): raise ValueError(said)
-
 
 # %% ../nbs/02_images.ipynb #7764d0a9
 IMAGE_FORMATS = 'PNG JPEG WEBP BMP DIB GIF TIFF PPM JPEG2000 AVIF QOI'.split()
@@ -371,6 +372,7 @@ def _decode(self:Images, name): # -> bytes `(C, H, W)`, or why it cannot be read
         with self.source.image(name) as image: return _as_bytes(image, *self._options)
     except Exception as e: return printable(e) # Pillow raises many kinds for broken files
 
+# %% ../nbs/02_images.ipynb #91823167
 @patch
 def _leave_out(self:Images, name, why):
     "Leave out a broken image, or raise if there were enough of them."
@@ -405,6 +407,7 @@ def _judge(self:Images, broken, new): # `{name: why}`, `{name: bytes}`
         raise ValueError('; '.join([str(error), count, *[unlike] * bool(unlike)])) from None
     if unlike: raise ValueError(unlike)
 
+# %% ../nbs/02_images.ipynb #5cd48097
 @patch
 def _bytes(self:Images, at):
     "Images by their numbers as bytes `(n, C, H, W)`."
@@ -418,6 +421,7 @@ def _bytes(self:Images, at):
     if not at: return torch.empty((0, *self.shape), dtype=torch.uint8)
     return torch.stack([found[self._instead(i)] for i in at])
 
+# %% ../nbs/02_images.ipynb #0f9ba6c2
 @patch
 def __getitem__(self:Images, i): # a number, slice, list or tensor
     at = torch.arange(len(self))[i]
@@ -432,6 +436,7 @@ def sound(self:Images,
     "Tell which images are not known to be broken."
     return torch.tensor([self.names[j] not in self.source.broken for j in i.tolist()], dtype=torch.bool)
 
+# %% ../nbs/02_images.ipynb #20bede7f
 @patch
 def only(self:Images,
          i:torch.Tensor, # numbers `(n,)`
@@ -454,6 +459,7 @@ def n_classes(self:Images)->int|None:
     "Count the classes; without labels, None."
     if self.labels is not None: return len(self.classes or ()) or int(self.labels.max()) + 1
 
+# %% ../nbs/02_images.ipynb #65f383f7
 @patch
 def marks(self:Images)->list: # of texts
     "Give what tells whether an image is still the same: name, size and checksum."

@@ -28,6 +28,7 @@ def pages()->dict[str, list[Path]]: # folders, as in `nbs/`: links between the n
     beside = [file for name in PAGES for file in shipped('', f'{name}.ipynb')]
     return dict(tutorials=tutorials(), experiments=shipped('experiments', '.ipynb')) | {'': beside}
 
+# %% ../nbs/45_lab.ipynb #d3a55ed7
 def copy_new(files:Iterable[Path], # to be copied
              folder:Path,          # where to; it need not be there yet
             )->None:
@@ -52,6 +53,7 @@ def free_port(first:int # where to begin
             return port
     raise ValueError(f"all ports from {first} on are taken: choose another --port")
 
+# %% ../nbs/45_lab.ipynb #2239b443
 def first_page()->str: # of an address
     "Where JupyterLab opens: on the first tutorial."
     return f'/lab/tree/tutorials/{tutorials()[0].name}'

@@ -62,6 +62,7 @@ def squared_distances(x:torch.Tensor, # points `(n, D)`, double precision
     for part, length in zip(x.split(rows), xx[:, None].split(rows)):
         yield torch.addmm(length + yy, part, y.T, alpha=-2)
 
+# %% ../nbs/07_metrics.ipynb #3f0260d9
 def distances(x:torch.Tensor, # points `(n, D)`, double precision
               y:torch.Tensor, # points `(m, D)`
              )->Iterator[torch.Tensor]: # pieces `(rows, m)`
@@ -76,6 +77,7 @@ def mean_between(x:torch.Tensor, # points `(n, D)`
     "Mean of a function of the distance over all pairs of two sets."
     return sum(f(d).sum().item() for d in distances(x, y)) / (len(x) * len(y))
 
+# %% ../nbs/07_metrics.ipynb #04f8a5a5
 def mean_within(x:torch.Tensor,   # points `(n, D)`
                 f:Callable=torch.positive, # of the distance; `positive`: itself
                 itself:float=0., # `f(0)`: what a point and itself would add
@@ -84,6 +86,7 @@ def mean_within(x:torch.Tensor,   # points `(n, D)`
     n = len(x)
     return (n * mean_between(x, x, f) - itself) / (n - 1)
 
+# %% ../nbs/07_metrics.ipynb #56936273
 def energy_distance(x:torch.Tensor, # samples `(n, *dims)`
                     y:torch.Tensor, # samples `(m, *dims)`
                    )->float:        # data units; about 0 for equal distributions, possibly slightly negative
@@ -183,6 +186,7 @@ def frechet_from_moments(mu1:torch.Tensor, # mean `(D,)`
     cross = torch.linalg.svdvals(root(C1).T @ root(C2.to(C1.device))).sum()
     return max(0., float(((mu1 - mu2.to(mu1))**2).sum() + C1.trace() + C2.trace() - 2 * cross))
 
+# %% ../nbs/07_metrics.ipynb #675f9edf
 def gaussian_w2(mu1:torch.Tensor, # mean `(D,)`
                 C1:torch.Tensor,  # covariance `(D, D)`
                 mu2:torch.Tensor, # mean `(D,)`
@@ -271,6 +275,7 @@ def coordinates(x:torch.Tensor # `(n, *dims)`
     "Features of points: the points."
     return x.flatten(1)
 
+# %% ../nbs/07_metrics.ipynb #58b4e73f
 def features_for(shape:Sequence[int] # of one sample, `dims`
                 )->Callable: # `(n, *dims) -> (n, D)`
     "The default features of samples: random convolutions for images, the sample itself for all else."
@@ -299,6 +304,7 @@ def features_of(x:torch.Tensor, # samples `(n, *dims)`
     with torch.no_grad(): f = [check_features(features(part), len(part)) for part in x.split(1000)]
     return as_rows(torch.cat(f), f'features of {name}', least)
 
+# %% ../nbs/07_metrics.ipynb #fcbe29c8
 def moments(x:torch.Tensor, # samples `(n, *dims)`
             features:Callable|None=None, # `(n, *dims) -> (n, D)`; None: `features_for` their shape
             name:str='x',   # what the samples are called in a message

@@ -315,6 +315,7 @@ class Decomposition(NamedTuple):
     cross: torch.Tensor              # mean inner product of the two; negative if they oppose each other
     student_to_teacher: torch.Tensor # the whole, computed on its own
 
+# %% ../nbs/30_mismatch.ipynb #4abba2e8
 def decompose(student:Callable,  # denoiser of the student: `exact_denoiser(x0)`, or the fake score
               target:Callable,   # denoiser that the student follows now
               teacher:Callable,  # denoiser at the end of the path
@@ -391,6 +392,7 @@ def __call__(self:MismatchRecorder, run:Any)->None: # a `Backtracking` run, betw
     due = run.step % self.every == 0 or run.step == run.n_steps
     if due and run.step not in self.steps: self.records.append(self.measure(run))
 
+# %% ../nbs/30_mismatch.ipynb #a747487a
 @patch
 def follow(self:MismatchRecorder, run:Any)->Iterator: # yields the run's own records
     "Iterate over a run, recording before its first step and after each."
@@ -409,6 +411,7 @@ def values(self:MismatchRecorder, quantity:str)->torch.Tensor: # one of `QUANTIT
                          "or iterate over `recorder.follow(run)`")
     return torch.stack([getattr(r, quantity) for r in self.records])
 
+# %% ../nbs/30_mismatch.ipynb #60b0afd8
 @patch
 def rows(self:MismatchRecorder)->list[dict]: # step, passes, node, sigma and the quantities
     "The records as plain numbers, a dict for each record and noise level."
@@ -451,6 +454,7 @@ def cell_edges(centres:torch.Tensor # `(k,)`, ascending
     half = centres.diff() / 2 if len(centres) > 1 else centres.new_tensor([.5])
     return torch.cat([centres[:1] - half[:1], centres[:-1] + half, centres[-1:] + half[-1:]])
 
+# %% ../nbs/30_mismatch.ipynb #a2e2b4a1
 def heat_norm(values:torch.Tensor, # any shape
               vmin:float|None=None, # lower end of the scale; None: that of the values, zeros apart
               vmax:float|None=None, # upper end

@@ -64,6 +64,7 @@ def sample(self:GaussianMixture,
     how = dict(generator=generator, device=self.means.device, dtype=self.means.dtype)
     return self.means[k] + self.stds[k, None] * torch.randn(n, *self.shape, **how)
 
+# %% ../nbs/11_mixtures.ipynb #b08edcc0
 @patch
 def log_joint(self:GaussianMixture, x:torch.Tensor, sigma:torch.Tensor)->tuple: # `(B, D)`, `(B,)` or `()`
     "`log w_k + log N_k(x)` of each component, and their variances, `(B, K)` both."
@@ -86,6 +87,7 @@ def score(self:GaussianMixture, x:torch.Tensor, sigma:torch.Tensor|float)->torch
     r = joint.softmax(1) / var
     return (r[..., None] * (self.means - x[:, None])).sum(1)
 
+# %% ../nbs/11_mixtures.ipynb #fa255df1
 @patch
 def forward(self:GaussianMixture, x:torch.Tensor, sigma:torch.Tensor|float,
             cond:None=None, # there are no classes
@@ -114,6 +116,7 @@ def grid_mixture(side:int=5,        # modes along one side
 @patch
 def extra_repr(self:GaussianMixture)->str: return '{} modes in {} dimensions'.format(*self.means.shape)
 
+# %% ../nbs/11_mixtures.ipynb #eac8aa8a
 @patch
 def _repr_png_(self:GaussianMixture)->bytes|None: # None: it is not in the plane
     "A picture for a notebook; pyplot, and with it the caller's figures, is left alone."
@@ -171,6 +174,7 @@ def logits(self:FiniteSample, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor:
     sq = flat.square().sum(1, keepdim=True) - 2 * flat @ points.T + points.square().sum(1)
     return -sq / (2 * squared(sigma, x.double()))
 
+# %% ../nbs/11_mixtures.ipynb #b3d75259
 @patch
 def step(self:FiniteSample, x:torch.Tensor, sigma:torch.Tensor)->torch.Tensor: # `(B, *dims)`, float64
     "The way from a noised sample to the exact denoiser's answer."

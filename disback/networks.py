@@ -362,6 +362,7 @@ def noise_shape(student:Any # or a denoiser
     "The shape of the noise of one sample: that of the sample, unless a student says otherwise."
     return getattr(student, 'noise_shape', getattr(student, 'shape', None))
 
+# %% ../nbs/05_networks.ipynb #2d4e82f2
 def noise_range(network:Any # with or without attributes `sigma_min` and `sigma_max`
                )->tuple[float,float]: # data units
     "The noise levels that a network was made for; all of them, if it does not say."

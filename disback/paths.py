@@ -154,6 +154,7 @@ def check_node(file:Path,  # written by `write_node`
     raise ValueError(f"{file} is {fault} (it does not match the SHA-256 in {MANIFEST}): "
                      "restore it from a copy, or record the path again")
 
+# %% ../nbs/21_paths.ipynb #feea96ff
 def read_node(file:Path,  # written by `write_node`
               sha256:str, # which it returned
              )->dict[str,torch.Tensor]: # by name
@@ -213,6 +214,7 @@ def shapes_in(file:Path # safetensors
         raise ValueError(f"{file} is truncated or altered: restore it from a copy, "
                          "or record the path again") from None
 
+# %% ../nbs/21_paths.ipynb #d191cbe9
 def check_nodes(folder:Path, # of a path
                 rows:list[dict], # of its manifest
                )->None:

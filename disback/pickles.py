@@ -24,6 +24,7 @@ class Name:
     name:str   # and its name there
     def __str__(self): return printable(f'{self.module[:80]}.{self.name[:80]}')[:160]
 
+# %% ../nbs/13_pickles.ipynb #8e797b36
 @dataclass(slots=True, eq=False, repr=False)
 class Call:
     "A call that a pickle asks for; nothing is called."
@@ -109,6 +110,7 @@ def _reconstructed(machine, cls, base, state): # an object, as protocols 0 and 1
 
 _DATA = dict(encode=_encoded, _reconstructor=_reconstructed, bytes=lambda machine: b'')
 
+# %% ../nbs/13_pickles.ipynb #530da878
 def _call(machine, function, args, kwargs=None):
     if not (isinstance(function, Name) and type(args) is tuple and type(kwargs) in (dict, type(None))):
         raise _damaged('it calls what cannot be called')
@@ -126,6 +128,7 @@ def _entries(values): # key, value, key, value, ... -> dictionary
     if len(values) % 2: raise _damaged('a key without a value')
     return dict(zip(_keys(values[::2]), values[1::2]))
 
+# %% ../nbs/13_pickles.ipynb #b2629327
 def _add(machine, opcode, values):
     "Put values into the list, set or dictionary on top of the stack, or note them on a call."
     target, entries = machine.stack[-1], opcode.startswith('SETITEM')
@@ -194,12 +197,14 @@ def _step(machine, opcode, arg):
         value = _MAKE[opcode](machine, arg)
         machine.stack.append(value)    # the stack may be another one by then
 
+# %% ../nbs/13_pickles.ipynb #64d33a44
 def _run(file, machine):
     for i, (opcode, arg, _) in enumerate(pickletools.genops(file)):
         if i >= _MOST: raise OverflowError(f'more than {_MOST:,} steps')
         if opcode.name == 'STOP': break
         _step(machine, opcode.name, arg)
 
+# %% ../nbs/13_pickles.ipynb #587f3380
 def _tree(file, known): # -> what the next pickle of an open file describes
     machine = _Machine(known)
     try:
@@ -370,6 +375,7 @@ def _mapping(node, what): # a dictionary, or a call that stands for one -> dicti
         raise ValueError(f"{what} is {_kind(node)}: expected a dictionary with names as keys")
     return node
 
+# %% ../nbs/13_pickles.ipynb #1454a3cd
 def _names(node): # a set of names, which old protocols make by a call -> set
     args = _arguments(node, '(builtins|__builtin__):set')
     found = args[0] if args else node

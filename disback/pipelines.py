@@ -96,6 +96,7 @@ def as_edm(sigma:torch.Tensor,      # noise levels, any shape
     if prediction_type == 'v_prediction': c_out = -c_out
     return c_skip, c_out, c_in, time_scale * (sigma.clamp_min(0) + 1e-44).log() / 4    # finite at 0
 
+# %% ../nbs/15_pipelines.ipynb #bc72bf6d
 def as_consistency(sigma:torch.Tensor,      # noise levels, any shape
                    sigma_data:torch.Tensor|float, # root mean square of the data
                    sigma_min:float,         # where the model is the identity
@@ -128,6 +129,7 @@ def of_diffusers(name:str, # of one of its classes
         raise ValueError(f"this network needs the package {package}: "
                          "pip install 'disback[diffusers]'") from None
 
+# %% ../nbs/15_pipelines.ipynb #cac58dcc
 def unet2d(config:dict # arguments of `UNet2DModel`
           )->Any:      # one with fresh weights
     "A U-Net of diffusers; one of shapes alone is asked once, for what its constructor does not look at."
@@ -305,6 +307,7 @@ def scheduler_defaults(name:str # of a class of diffusers
     given = inspect.signature(made).parameters.values() if made else ()
     return {p.name: p.default for p in given if p.default is not p.empty}
 
+# %% ../nbs/15_pipelines.ipynb #6b66f963
 def check_known(name:str,    # of a scheduler
                 config:dict, # what its file holds
                )->None:
@@ -373,6 +376,7 @@ def read_config(file:Path, # one of the JSON files of a pipeline
     raise ValueError(f"{printable(file)} is not a configuration, or is damaged: "
                      "restore it from its publisher")
 
+# %% ../nbs/15_pipelines.ipynb #572234db
 def check_sizes(config:dict): # of a U-Net, as read
     "Raise if a size is of the wrong kind, or so large that no network can be meant."
     side = config.get('sample_size')
@@ -397,6 +401,7 @@ def parts_in(index:Path # of weights in several files, which lie beside it
     "Read the index of weights in parts."
     return read_config(index, INDEX)['weight_map']
 
+# %% ../nbs/15_pipelines.ipynb #19575ef6
 def weights_in(folder:Path, # of a part of a pipeline
                stem:str=WEIGHTS, # of the file's name
               )->Path: # `*.safetensors`, its index, or those with `.fp16` if that is all there is

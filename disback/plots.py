@@ -26,6 +26,7 @@ def node_colors(n:int # nodes of a path
     check_number('n', n, whole=True, least=0, most=10_000)
     return [colormaps['viridis'](0.9 * i / max(1, n - 1)) for i in range(n)]
 
+# %% ../nbs/04_plots.ipynb #5596679d
 def new_axes(ax:Axes|None=None,  # axes; None: those of a new figure
              size:tuple=(3., 3.), # of that, inches
             )->Axes:
@@ -40,6 +41,7 @@ def check_points(x:Any # to be shown
     check_that(good, 'points', x, 'a tensor of finite points (n, 2)')
     return x.detach().cpu().float()
 
+# %% ../nbs/04_plots.ipynb #11c53100
 def limits(*sets:torch.Tensor # samples `(n, 2)`
           )->tuple[float, float]: # `(low, high)` for both axes
     "Square limits that hold the central 99.6 % of all the points."
@@ -99,6 +101,7 @@ def show_images(x:torch.Tensor,       # images `(n, C, H, W)` in [-1, 1]
     if title: ax.set_title(title, fontsize=9)
     return ax
 
+# %% ../nbs/04_plots.ipynb #0a156559
 def show_samples(x:torch.Tensor,       # points `(n, 2)` or images `(n, C, H, W)`
                  ax:Axes|None=None,    # axes; None: a new figure
                  title:str|None=None,  # above the panel

@@ -106,6 +106,7 @@ class PretrainingStep(NamedTuple):
     step: int           # steps taken before this one
     loss: torch.Tensor  # denoising loss of the batch, `()`, on the device
 
+# %% ../nbs/12_pretraining.ipynb #1e681cc1
 @patch
 def advance(self:Pretraining)->PretrainingStep:
     "Take one step."

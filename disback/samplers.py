@@ -148,6 +148,7 @@ def is_denoiser(module:Callable # a student `G(z, cond=None)` or a denoiser `D(x
     given = [p for p in inspect.signature(f).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
     return sum(p.default is p.empty for p in given) > 1
 
+# %% ../nbs/06_samplers.ipynb #2960fb78
 def check_student(student:Any # to be `G(z, cond=None)` with attribute `shape`
                  )->None:
     "Raise unless something is a student, and no denoiser."

@@ -158,6 +158,7 @@ def source_of(data:str|None,     # as `--data` names it
     return dict(name=full_name(data), labels=labels, size=size, channels=channels, skip_broken=skip_broken,
                 fingerprint=loaded and loaded.fingerprint)
 
+# %% ../nbs/43_stages.ipynb #4765e1ce
 def bundled(name:str # of data
            )->bool:
     "Whether data come with the library: they are computed, not read from where a name says."
@@ -168,6 +169,7 @@ def resizable(name:str # of data
     "Whether data can be had in other sizes and channels: letters, and images from files."
     return name == 'glyphs' or not bundled(name)
 
+# %% ../nbs/43_stages.ipynb #cb8dc6fb
 def named_again(source:dict|None # of a run folder
                )->str:           # '' if nothing need be said
     "The option by which a command names a run's data again; those that come with the library need none."
@@ -552,6 +554,7 @@ def starting_level(options:Degrade,
     raise ValueError("--timestep is for teachers with a schedule of time steps, and this "
                      f"{type(teacher).__name__} has none: give the noise level itself by --sigma-init")
 
+# %% ../nbs/43_stages.ipynb #3c9306ab
 def noise_for(options:Degrade|Backtrack,
               network:nn.Module, # whose schedule it is
              )->Callable|None:   # `(n, generator) -> levels`; None: a run's own
@@ -562,6 +565,7 @@ def noise_for(options:Degrade|Backtrack,
     raise ValueError("--noise steps is for teachers with a schedule of time steps, and this "
                      f"{type(network).__name__} has none: leave it out")
 
+# %% ../nbs/43_stages.ipynb #2e8f3e7e
 def beginners(options:Degrade,
               teacher:nn.Module, # which stays as it is if there are corrections
              )->tuple[nn.Module,nn.Module]: # the denoiser that stage 1 trains, and the untrained student
@@ -745,6 +749,7 @@ def check_prompts(run:RunFolder, # of a network
             raise ValueError(f"--{name} is for text-to-image, and {run.path} holds a network without "
                              "prompts: leave it out")
 
+# %% ../nbs/43_stages.ipynb #fd2e3706
 def asked(module:nn.Module, # a student or a teacher
           run:RunFolder,    # its folder
           prompts:Sequence[str]|None, # new ones; None: those that it was trained on

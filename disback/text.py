@@ -103,6 +103,7 @@ def network_part(folder:Path # of a pipeline
 _MOST = dict(num_hidden_layers=100, layers_per_block=16, transformer_layers_per_block=64,
              reverse_transformer_layers_per_block=64, num_layers=100, num_single_layers=100)
 
+# %% ../nbs/17_text.ipynb #6f6e64f9
 def check_config(config:Any,   # what a configuration holds
                  most:float=10**6, # its largest number
                 )->None:
@@ -198,6 +199,7 @@ def save(self:Prompts,
     save_state(file, dict(rows=rows, empty=empty, texts=[*self.texts]))
     self.file = Path(file).resolve()
 
+# %% ../nbs/17_text.ipynb #5e9aa2ea
 @patch
 def to(self:Prompts,
        *where:Any, # a device or a number type, as for tensors
@@ -211,6 +213,7 @@ def load_prompts(file:str|Path # written by `Prompts.save`
     "Read a table of prompts as data."
     return Prompts(**load_state(file, _FILE), file=Path(file).resolve())
 
+# %% ../nbs/17_text.ipynb #87f1c0c1
 def read_texts(file:str|Path # of text, a prompt a line
               )->list[str]:
     "Read prompts; empty lines are none."
@@ -347,6 +350,7 @@ def _sana_needs(config):
     check_choice('guidance_embeds', config.get('guidance_embeds', False), [False], ' (which is learned)')
     return _flat(config, text=(None, config['caption_channels']), mask=(None,))
 
+# %% ../nbs/17_text.ipynb #b471d16b
 def _pooled_needs(config):
     width, pooled = config['joint_attention_dim'], config['pooled_projection_dim']
     return _flat(config, text=(None, width), pooled=(pooled,))
@@ -361,6 +365,7 @@ def _ask_pixart(net, x, time, text, mask):
 
 def _ask_sd3(net, x, time, text, pooled): return net(x, text, pooled, time, return_dict=False)[0]
 
+# %% ../nbs/17_text.ipynb #aeb1d675
 def _ask_flux(net, x, time, text, pooled):
     sides = [n // 2 for n in x.shape[2:]]
     places = torch.cartesian_prod(*map(torch.arange, [1, *sides])).to(x)
@@ -543,6 +548,7 @@ def sigma_of_step(self:LatentNetwork,
     check_that(0 < sigma < math.inf, 'step', step, 'one of some noise, not of pure noise')
     return sigma
 
+# %% ../nbs/17_text.ipynb #e9d2227b
 @patch
 def checkpointing(self:LatentNetwork,
                   on:bool=True, # whether to compute blocks again rather than keep what is inside

@@ -64,6 +64,7 @@ def slider(label:str,   # in front of it
     options = [*zip(words, range(len(words)) if values is None else values)]
     return w.SelectionSlider(options=options, index=place, description=label, style=WIDE, tooltip=label)
 
+# %% ../nbs/44_widgets.ipynb #ea7c6cc8
 def levels(sigmas:list, # noise levels, data units
            place:int,   # where it begins
           )->w.SelectionSlider:
@@ -252,6 +253,7 @@ def show(self:Board)->None:
             self.image.value = self.frame(**self.state)
             self.say('')
 
+# %% ../nbs/44_widgets.ipynb #0bd27467
 @patch
 def _repr_mimebundle_(self:Board, **kwargs)->dict: # asked for by a notebook
     if not self.image.value: self.show()
@@ -715,6 +717,7 @@ class Example(NamedTuple):
     recorder:MismatchRecorder # followed the student along the path
     races:dict           # `{how fast the fake score learns: Recording}`
 
+# %% ../nbs/44_widgets.ipynb #78551eb0
 def example()->Example:
     "The path and the races that come with the library."
     try: manifest, = shipped('examples/path', MANIFEST)
@@ -727,7 +730,6 @@ def example()->Example:
     return Example(next(iter(races.values())).real, path, start('far', teacher), recorder, races)
 
 EXAMPLES = {'as fast': 'race', '4 times as fast': 'race-fast'} # as in the lab: files
-
 
 # %% ../nbs/44_widgets.ipynb #89084fe2
 def taught(**fixed:float # of `Race`
@@ -907,6 +909,7 @@ def advance(self:DistillationLab, n:float=1)->None: # steps of the students; inf
     self.wanted = n
     self.finish()
 
+# %% ../nbs/44_widgets.ipynb #bb43b3f0
 @patch
 def run(self:DistillationLab, n:float=math.inf)->None: # as for `advance`
     "Take steps in the background; the kernel is free meanwhile."
@@ -921,6 +924,7 @@ def pause(self:DistillationLab)->None:
     "Stop after the piece of work at hand."
     self.wanted, self.play.playing = 0, False
 
+# %% ../nbs/44_widgets.ipynb #56d7ddd1
 @patch
 def tick(self:DistillationLab)->None:
     "A sign of life from the browser."
@@ -936,6 +940,7 @@ def paint(self:DistillationLab)->None:
     self.image.value = self.sheet.png(lambda sheet: race.recording.draw(sheet, now))
     self.due = 3 * monotonic() - 2 * began
 
+# %% ../nbs/44_widgets.ipynb #2257c752
 @patch
 def draw_nothing(self:DistillationLab, fig:Figure)->None:
     "Draw panels to click into."
