@@ -211,7 +211,7 @@ def step_of(network:torch.nn.Module, # a denoiser; only its shapes are used; an 
     flash = patch.object(F, 'scaled_dot_product_attention', _tiled)
     with flash, Counted(meta, *bases) as counted:
         guess = _ask(meta, batch)
-        forward, other = counted.operations, counted.now
+        forward, other = counted.operations, counted.now    # what the second that learns holds meanwhile
         with torch.no_grad(): _ask(meta, batch * (1 + guided))
         before = counted.operations
         guess.sum().backward()

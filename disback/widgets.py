@@ -120,6 +120,7 @@ class Sheet(Figure):
     def __init__(self, size:tuple): # inches
         super().__init__(size, dpi=DOTS)
         self.panels, self.bars = {}, {} # `{what was asked for: panels}`, `{panel: colour bar}`
+        self.laid = False               # whether the panels have their places
 
     def keep(self,
              make:Callable, # panels of `asked`
@@ -128,7 +129,7 @@ class Sheet(Figure):
         if (key := str((asked, options))) not in self.panels:
             self.clear()
             self.set_layout_engine('constrained', wspace=.05)    # numbers may grow
-            self.panels, self.bars = {key: make(*asked, **options)}, {}
+            self.panels, self.bars, self.laid = {key: make(*asked, **options)}, {}, False
         return self.panels[key]
 
     def subplots(self, *shape, **options): # as matplotlib's
@@ -168,12 +169,13 @@ def png(self:Sheet,
        )->bytes:
     "What `plot` draws, as a PNG; new panels are laid out first."
     self.empty()
-    before, file, canvas = self.axes, io.BytesIO(), FigureCanvasAgg(self)
+    file, canvas = io.BytesIO(), FigureCanvasAgg(self)
     plot(self)
     with _SETTINGS, rc_context({'text.hinting': 'none'}):    # slow, and of no use to letters of many dots
-        if self.axes != before:
+        if not self.laid:
             for _ in range(2): self.draw_without_rendering()    # panels of equal aspect move once more
             self.set_layout_engine('none')
+            self.laid = True
         canvas.draw()
     drawn = Image.frombuffer('RGBA', canvas.get_width_height(), canvas.buffer_rgba())
     drawn.convert('RGB').save(file, 'png', compress_level=1)    # nothing is transparent
