@@ -28,37 +28,24 @@ from .pipelines import (FACTS, NOISE, OURS, WEIGHTS, OfKind, check_channels, of_
                                read_config, read_unet, scheduler_facts, sides_of, timestep, weights_in)
 
 # %% ../nbs/17_text.ipynb #5aa51708
-_PARTS = """
-StableDiffusionPipeline    tokenizer=CLIPTokenizer text_encoder=CLIPTextModel
-                           unet=UNet2DConditionModel vae=AutoencoderKL
-
-StableDiffusionXLPipeline  tokenizer=CLIPTokenizer text_encoder=CLIPTextModel
-                           unet=UNet2DConditionModel vae=AutoencoderKL
-                           tokenizer_2=CLIPTokenizer text_encoder_2=CLIPTextModelWithProjection
-
-StableDiffusion3Pipeline   transformer=SD3Transformer2DModel vae=AutoencoderKL
-                           tokenizer=CLIPTokenizer text_encoder=CLIPTextModelWithProjection
-                           tokenizer_2=CLIPTokenizer text_encoder_2=CLIPTextModelWithProjection
-                           tokenizer_3=T5Tokenizer text_encoder_3=T5EncoderModel
-
-FluxPipeline               transformer=FluxTransformer2DModel vae=AutoencoderKL
-                           tokenizer=CLIPTokenizer text_encoder=CLIPTextModel
-                           tokenizer_2=T5Tokenizer text_encoder_2=T5EncoderModel
-
-PixArtAlphaPipeline        tokenizer=T5Tokenizer text_encoder=T5EncoderModel
-                           vae=AutoencoderKL transformer=PixArtTransformer2DModel
-
-PixArtSigmaPipeline        tokenizer=T5Tokenizer text_encoder=T5EncoderModel
-                           vae=AutoencoderKL transformer=PixArtTransformer2DModel
-
-SanaPipeline               transformer=SanaTransformer2DModel vae=AutoencoderDC
-                           tokenizer=GemmaTokenizer text_encoder=Gemma2Model
-
-DiTPipeline                transformer=DiTTransformer2DModel vae=AutoencoderKL"""
-PIPELINES = {name: dict(part.split('=') for part in parts)    # and the class of each part
-             for name, *parts in map(str.split, _PARTS.split('\n\n'))}
-
-# %% ../nbs/17_text.ipynb #5aa517f9
+_VAE, _CLIP = 'AutoencoderKL', 'CLIPTextModelWithProjection'
+_SD = dict(tokenizer='CLIPTokenizer', text_encoder='CLIPTextModel', unet='UNet2DConditionModel', vae=_VAE)
+_T5 = dict(tokenizer='T5Tokenizer', text_encoder='T5EncoderModel', vae=_VAE)
+_PIXART = _T5 | dict(transformer='PixArtTransformer2DModel')
+PIPELINES = dict(    # and the class of each part
+    StableDiffusionPipeline=_SD,
+    StableDiffusionXLPipeline=_SD | dict(tokenizer_2='CLIPTokenizer', text_encoder_2=_CLIP),
+    StableDiffusion3Pipeline=dict(transformer='SD3Transformer2DModel', vae=_VAE,
+                                  tokenizer='CLIPTokenizer', text_encoder=_CLIP,
+                                  tokenizer_2='CLIPTokenizer', text_encoder_2=_CLIP,
+                                  tokenizer_3='T5Tokenizer', text_encoder_3='T5EncoderModel'),
+    FluxPipeline=dict(transformer='FluxTransformer2DModel', vae=_VAE,
+                      tokenizer='CLIPTokenizer', text_encoder='CLIPTextModel',
+                      tokenizer_2='T5Tokenizer', text_encoder_2='T5EncoderModel'),
+    PixArtAlphaPipeline=_PIXART, PixArtSigmaPipeline=_PIXART,
+    SanaPipeline=dict(transformer='SanaTransformer2DModel', vae='AutoencoderDC',
+                      tokenizer='GemmaTokenizer', text_encoder='Gemma2Model'),
+    DiTPipeline=dict(transformer='DiTTransformer2DModel', vae=_VAE))
 SPLIT = dict(ada_norm_zero='DiTTransformer2DModel',    # the classes that were once one, by `norm_type`
            ada_norm_single='PixArtTransformer2DModel')
 _ONCE = 'Transformer2DModel'

@@ -48,8 +48,7 @@ from .plots import (COLORS, LINES, check_points, limits, node_colors, show_curve
 from .pretraining import Pretraining
 from .runs import Checkpoints
 from .samplers import generate, labels_for
-from .stages import (TITLES, begun, command_of, engine_of, itinerary_of, optimizer_of,
-                            source_of)
+from .stages import TITLES, begun, command_of, engine_of, itinerary_of, optimizer_of, source_of
 
 # %% ../nbs/44_widgets.ipynb #60abdbc7
 WIDE = dict(description_width='initial')    # room for the words in front of a control
@@ -124,9 +123,11 @@ class Sheet(Figure):
 
     def keep(self,
              make:Callable, # panels of `asked`
-             *asked, **options):
+             *asked, **options # what panels, in matplotlib's words
+            )->Any:         # what it makes
         "The panels of before, if they were asked for alike; else new ones, and only these."
-        if (key := str((asked, options))) not in self.panels:
+        key = str((asked, options))
+        if key not in self.panels:
             self.clear()
             self.set_layout_engine('constrained', wspace=.05)    # numbers may grow
             self.panels, self.bars, self.laid = {key: make(*asked, **options)}, {}, False
@@ -190,7 +191,7 @@ def small(ax:Axes # of a panel, drawn
     bars = [image.colorbar.ax.yaxis for image in (*ax.collections, *ax.images) if image.colorbar]
     for axis in (ax.xaxis, ax.yaxis, *bars):
         axis.label.set_size(8)
-        locator = axis.get_major_locator()    # some four plain numbers: most of the time goes into ticks
+        locator = axis.get_major_locator()    # a few plain numbers: letters are dear
         if isinstance(locator, MaxNLocator): locator.set_params(nbins=3)
         if axis.get_scale() != 'linear': axis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
         axis.set_minor_locator(NullLocator())

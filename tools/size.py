@@ -21,7 +21,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 110
-MOST = {"tokens": 123_500, "long": 0, "joined": 0, "median": 12, "p90": 25, "largest": 40}
+MOST = {"tokens": 123_650, "long": 0, "joined": 0, "median": 12, "p90": 25, "largest": 40}
 LEAST = {"typed": .9, "said": 1., "documented": 1.}
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
           tokenize.ENCODING, tokenize.ENDMARKER}
